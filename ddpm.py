@@ -1,0 +1,530 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.5", "numpy", "matplotlib"]
+# ///
+"""DDPM: draw by taking noise away, a little at a time.
+
+OPENING
+"""
+import argparse
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from data import mnist
+
+# %% Settings: name, the published run's value, what it is. `python ddpm.py --help` prints them.
+NAME, LOSS, ITEM = "ddpm", "|v − v̂|² a pixel", "digits"
+FLAGS = {
+    "steps": (3000, "optimiser steps"),
+    "batch_size": (64, "digits per step"),
+    "lr": (2e-3, "peak learning rate of Adam"),
+    "channels": (32, "feature maps at 14 x 14; twice as many at 7 x 7; a multiple of 8"),
+    "timesteps": (1000, "T, the length of the noising chain"),
+    "ddim_steps": (10, "network calls per sample"),
+    "guidance": (3.0, "w of classifier-free guidance: 0 ignores the class, 1 is p(x | y), more exaggerates it"),
+}
+
+
+# %% Model: a U-Net that looks at a noisy digit, in patches of 2 x 2 pixels, and says what is noise in it
+class ResBlock(nn.Module):
+    """Two 3 x 3 convolutions; time and class enter between them as a scale and a shift for each channel."""
+
+    def __init__(self, C_in, C, D):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, C_in), nn.Conv2d(C_in, C, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, C), nn.Conv2d(C, C, 3, padding=1)
+        self.film = nn.Linear(D, 2 * C)
+        self.skip = nn.Conv2d(C_in, C, 1) if C_in != C else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)  # at first each block passes its input on untouched
+
+    def forward(self, x, e):
+        scale, shift = self.film(e)[:, :, None, None].chunk(2, 1)  # (B, C, 1, 1) each
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return self.skip(x) + h
+
+
+class UNet(nn.Module):
+    """v̂(x_t, t, y) for x (B, 1, 28, 28), t (B,) in 1..T and y (B,) in 0..9, or 10 for "not told"."""
+
+    def __init__(self, C, D=128):
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(64, D), nn.SiLU(), nn.Linear(D, D))
+        self.label = nn.Embedding(11, D)
+        self.stem = nn.Conv2d(4, C, 3, padding=1)
+        self.fine_in = ResBlock(C, C, D)
+        self.down = nn.Conv2d(C, 2 * C, 3, stride=2, padding=1)
+        self.coarse = nn.ModuleList([ResBlock(2 * C, 2 * C, D), ResBlock(2 * C, 2 * C, D)])
+        self.up = nn.Conv2d(2 * C, 4 * C, 1)
+        self.fine_out = ResBlock(2 * C, C, D)
+        self.head = nn.Sequential(nn.GroupNorm(8, C), nn.SiLU(), nn.Conv2d(C, 4, 3, padding=1))
+        nn.init.zeros_(self.head[-1].weight)
+
+    def forward(self, x, t, y):
+        angle = t[:, None] * torch.exp(-math.log(1e4) * torch.arange(32, device=t.device) / 32)  # (B, 32)
+        e = F.silu(self.time(torch.cat([angle.sin(), angle.cos()], 1)) + self.label(y))  # (B, D)
+        h = fine = self.fine_in(self.stem(F.pixel_unshuffle(x, 2)), e)  # (B, C, 14, 14)
+        h = self.down(h)  # (B, 2C, 7, 7)
+        for block in self.coarse:
+            h = block(h, e)
+        h = F.pixel_shuffle(self.up(h), 2)  # (B, C, 14, 14)
+        h = self.fine_out(torch.cat([h, fine], 1), e)
+        return F.pixel_shuffle(self.head(h), 2)  # (B, 1, 28, 28)
+
+
+# %% Diffusion: the chain that adds noise, the chain that takes it away, the loss, the bound
+class DDPM(nn.Module):
+    """A noise predictor and the two chains around it. Pixels are in [-1, 1] inside, in [0, 1] at the door."""
+
+    def __init__(self, channels=32, timesteps=1000, ddim_steps=10, guidance=3.0):
+        super().__init__()
+        self.net, self.T, self.ddim_steps, self.guidance = UNet(channels), timesteps, ddim_steps, guidance
+        beta = torch.linspace(0.1, 20, timesteps).div(timesteps).clamp(max=0.999)  # the paper's, for T = 1000
+        self.register_buffer("alpha_bar", torch.cat([torch.ones(1), (1 - beta).cumprod(0)]))  # (T + 1,), ᾱ_0 = 1
+
+    def abar(self, t):
+        """ᾱ_t, the share of x0's variance that is left at time t, as (B, 1, 1, 1) or (1, 1, 1, 1)."""
+        return self.alpha_bar[torch.as_tensor(t, device=self.alpha_bar.device)].view(-1, 1, 1, 1)
+
+    def q_sample(self, x0, t, eps):
+        """x_t = √ᾱ_t x0 + √(1 − ᾱ_t) ε, all the noise of t steps at once (eq. 4)."""
+        return self.abar(t).sqrt() * x0 + (1 - self.abar(t)).sqrt() * eps
+
+    def x0_hat(self, x, t, eps):
+        """The same equation solved for x0, kept to the range of pixels."""
+        return ((x - (1 - self.abar(t)).sqrt() * eps) / self.abar(t).sqrt()).clamp(-1, 1)
+
+    def posterior(self, x0, x, t, s):
+        """Mean and variance of q(x_s | x_t, x0), s < t: one step back if x0 were known (eqs. 6 and 7 for s = t − 1)."""
+        a_t, a_s = self.abar(t), self.abar(s)
+        keep = a_t / a_s  # α_t, where s = t − 1
+        mean = (a_s.sqrt() * (1 - keep) * x0 + keep.sqrt() * (1 - a_s) * x) / (1 - a_t)
+        return mean, (1 - a_s) / (1 - a_t) * (1 - keep)
+
+    def eps(self, x, t, y=None, guidance=1.0):
+        """ε̂(x_t, t, y). Guidance w: ε̂(x_t) + w (ε̂(x_t, y) − ε̂(x_t)) (Ho & Salimans 2022, whose w is one less)."""
+        B, none = len(x), torch.full((len(x),), 10, device=x.device)
+        t = torch.as_tensor(t, device=x.device).expand(B)
+        if y is not None and guidance != 1:
+            told, untold = self.eps(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, none])).chunk(2)
+            return untold + guidance * (told - untold)
+        v = self.net(x.contiguous(memory_format=torch.channels_last), t, none if y is None else y)
+        return self.abar(t).sqrt() * v + (1 - self.abar(t)).sqrt() * x  # v = √ᾱ_t ε − √(1 − ᾱ_t) x0, turned round
+
+    def error(self, x0, t, y, eps):
+        """|ε − ε̂(x_t, t, y)|², the mean over pixels: (B,)."""
+        return (eps - self.eps(self.q_sample(x0, t, eps), t, y)).square().flatten(1).mean(1)
+
+    def loss(self, x0, y):
+        """E |ε − ε̂|² / ᾱ_t, t uniform in 1..T: eq. 14, but for the weight 1 / ᾱ_t, which makes it |v − v̂|²."""
+        t = torch.randint(1, self.T + 1, (len(x0),), device=x0.device)
+        return (self.error(x0, t, y, torch.randn_like(x0)) / self.alpha_bar[t]).mean()
+
+    @torch.no_grad()
+    def chain(self, x, y=None, steps=None, guidance=1.0, ancestral=False, known=None):
+        """From x_T = x to x_0 in `steps` strides: yields (t, x_t, x̂0). `known` = (x0, mask) are pixels to keep to."""
+        times = torch.linspace(0, self.T, (steps or self.ddim_steps) + 1).round().long().tolist()
+        for t, s in zip(times[:0:-1], times[-2::-1]):
+            eps = self.eps(x, t, y, guidance)
+            x0 = self.x0_hat(x, t, eps)
+            yield t, x, x0
+            if ancestral:  # draw from q(x_s | x_t, x̂0); at s = 0 its variance is 0
+                mean, var = self.posterior(x0, x, t, s)
+                x = mean + var.sqrt() * torch.randn_like(x)
+            else:  # DDIM: go on along the same noise, no new randomness (Song et al. 2021, eq. 12 with σ = 0)
+                eps = (x - self.abar(t).sqrt() * x0) / (1 - self.abar(t)).sqrt()
+                x = self.q_sample(x0, s, eps)
+            if known is not None:
+                x = torch.where(known[1], self.q_sample(known[0], s, torch.randn_like(x)), x)
+        yield 0, x, x
+
+    def sample(self, n, y=None, **how):
+        """n digits (n, 1, 28, 28) in [0, 1]; y is None, a class or (n,) classes; `how` goes to `chain`."""
+        device = self.alpha_bar.device
+        if y is not None:
+            y, how = torch.as_tensor(y, device=device).expand(n), {"guidance": self.guidance} | how
+        done = []
+        for i in range(0, n, 250):
+            *_, (_, x, _) = self.chain(torch.randn(min(250, n - i), 1, 28, 28, device=device),
+                                       None if y is None else y[i:i + 250], **how)
+            done.append((x.clamp(-1, 1) + 1) / 2)
+        return torch.cat(done)
+
+    @torch.no_grad()
+    def encode(self, x0, y=None, steps=100):
+        """DDIM run backwards, x0 (B, 1, 28, 28) in [-1, 1] to its latent x_T; `chain` with as many steps undoes it."""
+        times = torch.linspace(0, self.T, steps + 1).round().long().tolist()
+        x = x0
+        for s, t in zip(times, times[1:]):
+            eps = self.eps(x, max(s, 1), y)
+            x = self.q_sample((x - (1 - self.abar(s)).sqrt() * eps) / self.abar(s).sqrt(), t, eps)
+        return x
+
+    @torch.no_grad()
+    def bound_term(self, x0, t, y=None):
+        """One draw of L_{t−1} for each digit, nats (B,): what step t adds to the bound (eqs. 5, 13)."""
+        x = self.q_sample(x0, t, torch.randn_like(x0))
+        x0_hat = self.x0_hat(x, t, self.eps(x, t, y))
+        (mean, var), (mean_hat, _) = self.posterior(x0, x, t, t - 1), self.posterior(x0_hat, x, t, t - 1)
+        kl = (mean - mean_hat).square() / (2 * var.clamp(min=1e-20))  # two Gaussians of one variance; t > 1
+        sigma = (1 - self.alpha_bar[1]).sqrt().double()  # t = 1: a Gaussian around x̂0, summed over each grey level
+        below, above = (torch.special.ndtr((x0 + d / 255 - x0_hat) / sigma) for d in (-1, 1))
+        p = torch.where(x0 > 0.999, 1, above) - torch.where(x0 < -0.999, 0, below)
+        return torch.where(t == 1, -p.clamp(min=1e-12).log().flatten(1).sum(1), kl.flatten(1).sum(1)).float()
+
+    def prior_term(self, x0):
+        """L_T = KL(q(x_T | x0) ‖ N(0, I)) in nats (B,): what the noise at the end still knows of the digit."""
+        a = self.alpha_bar[-1]
+        return (a * x0.square() - a - torch.log1p(-a)).flatten(1).sum(1) / 2
+
+    def elbo(self, x, y=None):
+        """A lower bound of log p(x) for 8-bit digits x (B, 1, 28, 28) in [0, 1], nats (B,): one draw, T network calls."""
+        x0 = 2 * x - 1
+        y = None if y is None else torch.as_tensor(y, device=x.device).expand(len(x))
+        terms = (self.bound_term(x0, torch.full((len(x),), t, device=x.device), y) for t in range(1, self.T + 1))
+        return -self.prior_term(x0) - sum(terms)
+
+
+# %% The frame, the same to the letter in every chapter: settings, saving, training, pictures. Read it once.
+SAVE_EVERY = 20  # seconds between saves at first; more as a run grows long
+COMMON = {
+    "seed": (0, "every step's randomness comes from (seed, step) alone"),
+    "device": ("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1"),
+    "out": (f"out/{NAME}", "folder for all that the run makes"),
+    "stand_in": ("auto", "drawn data where the real cannot be had (auto), always, never"),
+}
+
+
+def start(argv):
+    """Settings from the command line, and the run to go on with: a new one, or after --resume the one in --out."""
+    parser = argparse.ArgumentParser(prog=f"{NAME}.py", usage=argparse.SUPPRESS, description=__doc__.split("\n")[0])
+    for name, (value, what) in (FLAGS | COMMON).items():
+        parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=f"{what} ({value})")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it had")
+    s = parser.parse_args(argv)
+    path, run = Path(s.out, "model.pt"), {"step": 0, "seconds": 0.0, "curve": [], "frames": [], "state": {}}
+    if s.resume and path.exists():
+        run = read_run(path)
+        parser.set_defaults(**run["settings"])  # for all that the command line does not say
+        s = parser.parse_args(argv)
+    for name, value in vars(s).items():
+        least = 1 if type(value) is int and name != "seed" else 0
+        if type(value) in (int, float) and not least <= value < 2**31:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    if s.stand_in not in ("auto", "always", "never"):
+        parser.error(f"--stand-in is auto, always or never, not {s.stand_in}")
+    try:
+        torch.zeros(1, device=s.device)
+    except (RuntimeError, AssertionError):
+        parser.error(f"--device {s.device} is not to be had on this machine")
+    s.out, run["name"] = Path(s.out), NAME
+    run["settings"] = {name: vars(s)[name] for name in (*FLAGS, "seed", "stand_in")}
+    for old in [] if s.resume else [f for f in (path, s.out / "metrics.json") if f.exists()]:
+        k = next(k for k in range(1, 10**6) if not old.with_stem(f"{old.stem}-{k}").exists())
+        print(f"{old} of the run before is now {old.rename(old.with_stem(f'{old.stem}-{k}'))}")
+    write(s.out / "settings.json", json.dumps(run["settings"], indent=1).encode())  # or stop now, not in ten minutes
+    return s, run
+
+
+def write(path, blob):
+    """Write bytes beside `path`, then rename: nobody meets half a file, and a full disk never costs the old one."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(blob)
+        os.replace(beside, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_run(path):
+    """What `train` saved: name, settings, step, seconds, curve, frames, and the state of every part."""
+    try:
+        run = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file breaks the unpickler in many ways
+        raise OSError(f"{path} is damaged, or no saved run") from error
+    if not isinstance(run, dict) or run.get("name") != NAME:
+        raise OSError(f"{path} is not a run of {NAME}.py")
+    return run
+
+
+def restore(parts, state):
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise OSError("the saved run does not fit these settings: leave the model's flags as they were") from error
+
+
+def mixed(device):
+    """bfloat16 autocast where the hardware computes in it, else nothing."""
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = torch.cuda.is_bf16_supported() if "cuda" in device else cpu.get("avx512_bf16") or cpu.get("amx_tile")
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bool(fast))
+
+
+def train(s, run, parts, update, validate, draw):
+    """Call `update(step)`, which gives a loss, until s.steps are done or Ctrl-C; validate, draw and save on the way.
+
+    Each step is seeded with (seed, step) and every part is saved (a part is what has a state_dict), so a run that was
+    killed and resumed ends in the same weights. `validate()` gives a float, `draw()` a frame to keep.
+    """
+    if run["state"]:
+        restore(parts, run["state"])
+    stop, losses, terminal = [], [], sys.stdout.isatty()
+    usual = signal.signal(signal.SIGINT, lambda *_: (stop.append(1), signal.signal(signal.SIGINT, usual)))
+    begun = told = saved = time.perf_counter()
+    first, before, pause = run["step"], run["seconds"], SAVE_EVERY
+    while run["step"] < s.steps and not stop:
+        torch.manual_seed((s.seed << 32) + run["step"])
+        losses.append(update(run["step"]).detach())
+        run["step"] += 1
+        now, last = time.perf_counter(), run["step"] == s.steps or bool(stop)
+        if last or now - told > (0.5 if terminal else 10) or now - saved > pause:
+            values, told, rate = torch.stack(losses).tolist(), now, (run["step"] - first) / (now - begun)
+            if not math.isfinite(sum(values)):
+                bad = run["step"] - len(values) + 1 + [math.isfinite(v) for v in values].index(False)
+                raise FloatingPointError(f"the loss is not finite at step {bad}: try a lower --lr. "
+                                         f"What was saved before is still in {s.out}")
+            left, loss = (s.steps - run["step"]) / rate, sum(values[-100:]) / len(values[-100:])
+            line = (f"step {run['step']:,}/{s.steps:,}  {LOSS} {loss:.4f}  {rate * s.batch_size:,.0f} {ITEM}/s  "
+                    f"{left // 60:.0f} min {left % 60:02.0f} s left")
+            print(f"\r{line} " if terminal else line, end="" if terminal and not last else "\n", flush=True)
+        if last or now - saved > pause:
+            run["curve"].append((run["step"], sum(values) / len(values), validate()))
+            run["frames"].append(draw())
+            run["state"] = {name: part.state_dict() for name, part in parts.items()}
+            run["seconds"], blob = before + time.perf_counter() - begun, io.BytesIO()
+            torch.save(run, blob)
+            write(s.out / "model.pt", blob.getvalue())
+            saved, losses = time.perf_counter(), []
+            pause = max(SAVE_EVERY, run["seconds"] / 20, 15 * (saved - now))
+    signal.signal(signal.SIGINT, usual)
+    if stop:
+        print(f"stopped after step {run['step']:,} and saved: --resume goes on from there, Ctrl-C leaves now")
+
+
+def sheet(images, columns, title, rows=None, cols=None):
+    """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of rows and columns."""
+    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1)
+    height = len(tiles) // 28
+    fig = Figure(figsize=(max(5, columns / 2 + 0.7), height / 2 + 0.7), layout="constrained")
+    ax = fig.subplots()
+    ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
+    ax.set_title(title, size=10)
+    ax.set_xticks(range(14, 28 * columns, 28), cols or [""] * columns, size=8)
+    ax.set_yticks(range(14, 28 * height, 28), rows or [""] * height, size=8)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return fig
+
+
+def picture(s, name, *figs):
+    """Write a figure as a .png, or several as the frames of a .gif, the source of the data in the corner."""
+    pages, blob = [], io.BytesIO()
+    for fig in figs:
+        fig.text(0.995, 0.005, f"data: {s.source}", ha="right", va="bottom", size=6, color="gray")
+        fig.savefig(page := io.BytesIO(), dpi=120)
+        pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
+    pages[0].save(blob, name[-3:], **{"save_all": True, "append_images": pages[1:], "loop": 0, "duration": [
+        200] * len(pages[1:]) + [2500]} if name.endswith("gif") else {})
+    write(s.out / name, blob.getvalue())
+
+
+def finish(s, run, results, levels):
+    """Draw the curve beside `levels` to compare with; print the results and keep them in metrics.json."""
+    fig = Figure(figsize=(6, 4), layout="constrained")
+    ax = fig.subplots()
+    step, loss, valid = zip(*run["curve"])
+    ax.plot(step, loss, "o-", ms=3, label="training, mean since the point before")
+    ax.plot(step, valid, "o-", ms=3, label="validation")
+    for name, level in levels.items():
+        ax.axhline(level, ls="--", lw=1, color="gray")
+        ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
+    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
+    ax.legend()
+    picture(s, "curve.png", fig)
+    for name, value in results.items():
+        print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}")
+    device = torch.cuda.get_device_name(s.device) if "cuda" in s.device else f"CPU, {torch.get_num_threads()} threads"
+    write(s.out / "metrics.json", json.dumps({
+        "script": NAME, "results": results, "levels": levels, "settings": run["settings"], "steps done": run["step"],
+        "source": s.source, "device": device, "torch": torch.__version__, "curve": run["curve"]}, indent=1).encode())
+    print(f"in {s.out}: {', '.join(sorted(f.name for f in s.out.iterdir() if f.suffix != '.part'))}")
+
+
+# %% Pictures
+def test_bound(model, x, each=10):
+    """The bound's terms L_0 to L_T on digits x (N, 1, 28, 28) in [-1, 1]: nats (T + 1,), and the sum's standard error.
+
+    A term is a mean over `each` digits of its own; L_0, the largest by far, over 500 times as many; L_T is exact.
+    """
+    t = torch.cat([torch.ones(500 * each), torch.arange(2, model.T + 1).repeat_interleave(each)]).long().to(x.device)
+    i = torch.arange(len(t), device=x.device) % len(x)
+    nats = torch.cat([model.bound_term(x[i[k:k + 500]], t[k:k + 500]) for k in range(0, len(t), 500)])
+    draws = [nats[t == k] for k in range(1, model.T + 1)]
+    terms = torch.stack([d.mean() for d in draws] + [model.prior_term(x).mean()])
+    return terms.cpu(), sum(d.var() / len(d) for d in draws).sqrt().item()
+
+
+def pixel_histogram(x, x_test):
+    """Nats of a test digit under a baseline: each pixel on its own, by how often it had each grey level, plus 0.1."""
+    bins = torch.arange(784, device=x.device) * 256 + x.flatten(1)  # (N, 784), a bin for each pixel and level
+    counts = bins.flatten().bincount(minlength=784 * 256) + 0.1
+    p = counts / (len(x) + 25.6)
+    return -p.log()[torch.arange(784, device=x.device) * 256 + x_test.flatten(1)].sum(1).mean().item()
+
+
+def draw_all(s, run, model, x, y, terms, error):
+    """All pictures, from a trained model, digits x (N, 1, 28, 28) in [-1, 1], the bound's terms, (t, |ε − ε̂|²)."""
+    torch.manual_seed(1)
+    digit, names = torch.arange(10, device=x.device), list("0123456789")
+    x = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
+    noise = torch.randn_like(x)
+
+    def last(*args, **how):  # where a chain ends
+        return [*model.chain(*args, **how)][-1][1]
+
+    def page(name, title, images, columns, rows=None, cols=None):
+        picture(s, f"{name}.png", sheet(torch.cat(images) / 2 + 0.5, columns, title, rows, cols))
+
+    page("samples", f"samples of each class: {s.ddim_steps} DDIM steps, guidance {s.guidance:g}",
+         [2 * model.sample(100, digit.repeat(10)) - 1], 10, cols=names)
+    picture(s, "growth.gif", *[sheet(f / 255, 10, f"the same noise after {c[0]:,} steps of training", cols=names)
+                           for f, c in zip(run["frames"], run["curve"])])
+    picture(s, "denoising.gif", *[
+        sheet(torch.cat([x_t, x0]) / 2 + 0.5, 10, f"t = {t}: the digit so far, and as foreseen", ["x_t", "x̂0"], names)
+        for t, x_t, x0 in model.chain(noise, digit, min(40, model.T), s.guidance)])
+    strides = [n for n in (1, 2, 3, 5, 10, 20, 50) if n < model.T]
+    page("ddim_steps", "the same noise in more and more DDIM steps; last, Ho et al.'s own chain",
+         [last(noise, digit, n, s.guidance) for n in strides]
+         + [last(noise, digit, model.T, s.guidance, ancestral=True)], 10, [*strides, f"{model.T}, ancestral"], names)
+    page("guidance", "the same noise under more and more guidance w",
+         [last(noise, digit, min(20, model.T), w) for w in (0, 1, 2, 4, 8)], 10, ["w = 0", 1, 2, 4, 8], names)
+
+    known = x, torch.arange(28, device=x.device).view(28, 1) < 14  # the upper half
+    page("inpainting", "the lower half erased and drawn anew, class not told",
+         [x, torch.where(known[1], x, 0)] + [last(torch.randn_like(x), None, min(250, model.T), ancestral=True,
+                                                  known=known) for _ in range(3)], 10, ["digit", "known", 1, 2, 3])
+
+    steps = min(100, model.T)
+    a, b = model.encode(x, digit, steps), model.encode(x.roll(-1, 0), digit.roll(-1), steps)
+    angle = F.cosine_similarity(a.flatten(1), b.flatten(1)).acos().view(10, 1, 1, 1)
+    between = [x] + [last((((1 - u) * angle).sin() * a + (u * angle).sin() * b) / angle.sin(), None, steps)
+                     for u in np.linspace(0, 1, 9)] + [x.roll(-1, 0)]  # along the great circle, where the noise lives
+    page("interpolation", "from one test digit to another through their DDIM latents",
+         [torch.stack(between, 1).flatten(0, 1)], 11, cols=["digit", *np.linspace(0, 1, 9).round(2), "digit"])
+
+    fig = Figure(figsize=(10, 4), layout="constrained")
+    left, right = fig.subplots(1, 2)
+    left.plot(error[0], error[1])
+    left.set(title="the less noise, the harder to see", xlabel="t", ylabel="|ε − ε̂|² a pixel", yscale="log")
+    bits = terms / (784 * math.log(2))
+    right.plot(range(1, model.T), bits[1:-1], lw=0.8, label="$L_1$ to $L_{T-1}$")
+    right.plot([0, model.T], bits[[0, -1]], "o", label=f"$L_0$ = {bits[0]:.3f} and $L_T$ = {bits[-1]:.0e}")
+    right.set(title=f"the bound's {model.T + 1} terms: {bits.sum():.3f} bits/dim", xlabel="term", yscale="log")
+    right.legend()
+    picture(s, "bound.png", fig)
+
+
+# %% The run
+def build(s):
+    return DDPM(s.channels, s.timesteps, s.ddim_steps, s.guidance).to(memory_format=torch.channels_last)
+
+
+def load(path=f"out/{NAME}/model.pt", device="cpu"):
+    """The model of a saved run, with averaged weights, ready to sample."""
+    run = read_run(path)
+    model = build(argparse.Namespace(**run["settings"]))
+    restore({"average": model}, run["state"])
+    return model.to(device).eval()
+
+
+def main(argv=None):
+    s, run = start(argv)
+    *data, s.source = mnist(s.stand_in)
+    x, y, x_test, y_test = (v.to(s.device) for v in data)
+    x_valid, y_valid, x, y = x[55000:], y[55000:], x[:55000], y[:55000]
+    torch.manual_seed(s.seed)
+    model = build(s).to(s.device)
+    average = build(s).to(s.device).requires_grad_(False)  # of the weights over training: it samples and is judged
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=s.lr, betas=(0.9, 0.99), fused=True)
+
+    abar, power = model.alpha_bar[1:].mean().item(), (x / 127.5 - 1).square().mean().item()
+    untrained = abar + (1 - abar) * power  # E |v|², v = √ᾱ ε − √(1 − ᾱ) x0
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{NAME}.py: {size:,} parameters, {s.source}, {s.device}; untrained, {LOSS} is {untrained:.4f}")
+
+    def update(step):
+        i = torch.randint(len(x), (s.batch_size,), device=s.device)
+        label = torch.where(torch.rand(s.batch_size, device=s.device) < 0.1, 10, y[i])  # a tenth is not told
+        done = step / s.steps  # the learning rate goes up over a twentieth of the run, then down along a cosine
+        optimizer.param_groups[0]["lr"] = s.lr * min(1, 20 * done + 1e-3) * (1 + math.cos(math.pi * done)) / 2
+        with mixed(s.device):
+            loss = model.loss(x[i] / 127.5 - 1, label)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        for a, p in zip(average.parameters(), model.parameters()):
+            a.lerp_(p.detach(), 1 - min(0.999, (1 + step) / (10 + step)))
+        return loss
+
+    @torch.no_grad()
+    def errors(digits, labels, n=1000):
+        """t, spread over 1..T, and |ε − ε̂|² (n,) for n digits and a noise that stays the same."""
+        torch.manual_seed(0)
+        t = torch.arange(n, device=s.device) * s.timesteps // n + 1
+        x0, eps = digits[:n] / 127.5 - 1, torch.randn(n, 1, 28, 28, device=s.device)
+        return t, torch.cat([average.error(*part) for part in zip(*(v.split(500) for v in (x0, t, labels[:n], eps)))])
+
+    def validate():
+        t, error = errors(x_valid, y_valid)
+        return (error / average.alpha_bar[t]).mean().item()
+
+    def draw():
+        torch.manual_seed(0)
+        samples = average.sample(40, torch.arange(40, device=s.device) % 10)
+        picture(s, "samples.png", sheet(samples, 10, f"after {run['step']:,} steps of training", cols=[*range(10)]))
+        return (255 * samples).byte().cpu()
+
+    train(s, run, {"model": model, "average": average, "optimizer": optimizer}, update, validate, draw)
+
+    done, (t, error) = time.perf_counter(), errors(x_test, y_test, 5000)
+    torch.manual_seed(0)
+    terms, spread = test_bound(average, x_test / 127.5 - 1)
+    by_t = [v.view(50, -1).mean(1).cpu() for v in (t.float(), error)]
+    draw_all(s, run, average, x_test / 127.5 - 1, y_test, terms, by_t)
+    drawn, bits = time.perf_counter(), 784 * math.log(2)
+    average.sample(250, 7)
+    finish(s, run, {
+        "test |v − v̂|² a pixel": (error / average.alpha_bar[t]).mean().item(),
+        "test |ε − ε̂|² a pixel": error.mean().item(),
+        "test bound, bits/dim (−log p is at most)": terms.sum().item() / bits,
+        "its standard error, bits/dim": spread / bits,
+        "each pixel on its own, bits/dim (a baseline)": pixel_histogram(x, x_test) / bits,
+        "an untrained network's |v − v̂|² a pixel": untrained,
+        "samples a second": 250 / (time.perf_counter() - drawn),
+        "seconds of training": run["seconds"], "seconds after": drawn - done}, {"untrained": untrained})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, FloatingPointError) as error:
+        sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)

@@ -1,0 +1,415 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.5", "numpy", "matplotlib"]
+# ///
+"""MADE: an autoencoder with its wires cut, so that every pixel is predicted from the pixels before it.
+
+OPENING
+"""
+import argparse
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from data import mnist
+
+# %% Settings: name, the published run's value, what it is. `python made.py --help` prints them.
+NAME, LOSS, ITEM = "made", "−log p, nats a digit", "digits"
+FLAGS = {
+    "steps": (12000, "optimiser steps"),
+    "batch_size": (128, "digits per step"),
+    "lr": (1e-3, "peak learning rate of Adam"),
+    "hidden": (1024, "units in a hidden layer"),
+    "layers": (2, "hidden layers"),
+    "orderings": (1, "orders of the pixels: 1 is row by row; more are trained in turn and averaged as an ensemble"),
+}
+
+
+# %% Model: a plain network whose weights are multiplied by masks of zeros and ones
+class MADE(nn.Module):
+    """p(x | y) = Πᵢ p(xᵢ | x₍<ᵢ₎, y) over binary pixels; all 784 factors come from one pass through the network."""
+
+    def __init__(self, D=784, hidden=1024, layers=2, orderings=1):
+        super().__init__()
+        self.D, self.orderings, sizes = D, orderings, [D] + [hidden] * layers
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.label = nn.ModuleList(nn.Embedding(11, n) for n in (*sizes[1:], D))  # 10 stands for "not told"
+        self.out, self.direct = nn.Linear(sizes[-1], D), nn.Linear(D, D, bias=False)
+        for k in range(orderings):
+            order = torch.arange(D) if k == 0 else torch.randperm(D, generator=torch.Generator().manual_seed(k))
+            degrees = [order.argsort() + 1]  # a pixel's degree is its place in the order, 1..D
+            for n in sizes[1:]:  # a hidden unit of degree m sees the first m pixels; degrees are spread evenly
+                degrees.append(1 + torch.arange(n) * (D - 1) // n)
+            for i, (seen, m) in enumerate(zip(degrees, degrees[1:])):
+                self.register_buffer(f"mask_{k}_{i}", (m[:, None] >= seen).float(), persistent=False)
+            self.register_buffer(f"mask_{k}_out", (degrees[0][:, None] > degrees[-1]).float(), persistent=False)
+            self.register_buffer(f"mask_{k}_direct", (degrees[0][:, None] > degrees[0]).float(), persistent=False)
+            self.register_buffer(f"degrees_{k}", torch.cat(degrees), persistent=False)
+        for layer in (self.out, self.direct, *self.label):
+            nn.init.zeros_(layer.weight)  # an untrained model gives each pixel a half: 784 ln 2 nats
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x, y=None, k=0):
+        """Logits (B, D) of pixels x (B, D) in ordering k; logit i knows only the pixels before i."""
+        y = torch.full((len(x),), 10, device=x.device) if y is None else y
+        h = x
+        for i, layer in enumerate(self.hidden):
+            h = F.relu(F.linear(h, layer.weight * self.get_buffer(f"mask_{k}_{i}"), layer.bias) + self.label[i](y))
+        logits = F.linear(h, self.out.weight * self.get_buffer(f"mask_{k}_out"), self.out.bias) + self.label[-1](y)
+        return logits + F.linear(x, self.direct.weight * self.get_buffer(f"mask_{k}_direct"))
+
+    def log_prob(self, x, y=None, k=None):
+        """log p(x | y), or log p(x), of binary digits x (B, 1, 28, 28): nats (B,). Exact.
+
+        In one ordering k, or over all of them as an ensemble: the log of the mean of their likelihoods.
+        """
+        y = None if y is None else torch.as_tensor(y, device=x.device).expand(len(x))
+        x, orderings = x.flatten(1).float(), range(self.orderings) if k is None else [k]
+        logits = torch.stack([self(x, y, k).float() for k in orderings])  # (K, B, D)
+        each = -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(2)
+        return torch.logsumexp(each, 0) - math.log(len(each))
+
+    @torch.no_grad()
+    def sample(self, n, y=None, given=None, k=0, watch=None):
+        """n digits (n, 1, 28, 28) in {0, 1}; y is None, a class or (n,) classes.
+
+        A hidden unit of degree m waits for the first m pixels and never changes again, so each unit is computed once:
+        784 pixels cost one pass through the network, not 784. `given` (n, m) are the first m pixels in ordering k, to
+        be completed; `watch`, a list, collects the digits as they grow.
+        """
+        device = self.out.bias.device
+        y = torch.as_tensor(10 if y is None else y, device=device).expand(n)
+        order, *degrees = self.get_buffer(f"degrees_{k}").split([self.D, *(len(layer.bias) for layer in self.hidden)])
+        weights = [layer.weight * self.get_buffer(f"mask_{k}_{i}") for i, layer in enumerate(self.hidden)]
+        bias = [layer.bias + label(y) for layer, label in zip((*self.hidden, self.out), self.label)]  # (n, units)
+        out = self.out.weight * self.get_buffer(f"mask_{k}_out")
+        direct = self.direct.weight * self.get_buffer(f"mask_{k}_direct")
+        x, h = torch.zeros(n, self.D, device=device), [torch.zeros_like(b) for b in bias[:-1]]
+        units = [[(d == m).nonzero()[:, 0] for m in range(1, self.D + 1)] for d in degrees]
+        for m, pixel in enumerate(order.argsort().tolist()):  # the pixel whose place in the order is m + 1
+            logit = h[-1] @ out[pixel] + x @ direct[pixel] + bias[-1][:, pixel]
+            u = torch.rand(n, device=device)
+            x[:, pixel] = given[:, m] if given is not None and m < given.shape[1] else (u < logit.sigmoid()).float()
+            below = x
+            for i, weight in enumerate(weights):
+                new = units[i][m]  # the units that now have seen all they wait for
+                h[i][:, new] = F.relu(F.linear(below, weight[new]) + bias[i][:, new])
+                below = h[i]
+            if watch is not None and m % 28 == 27:
+                watch.append(x.view(n, 1, 28, 28).clone())
+        return x.view(n, 1, 28, 28)
+
+
+def binarise(x, seed=None):
+    """A Bernoulli draw for each pixel of uint8 digits, its grey value the probability; by a seed, the same for ever."""
+    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
+    return (torch.rand(x.shape, device=x.device, generator=generator) * 255 < x).float()
+
+
+# %% The frame, the same to the letter in every chapter: settings, saving, training, pictures. Read it once.
+SAVE_EVERY = 20  # seconds between saves at first; more as a run grows long
+COMMON = {
+    "seed": (0, "every step's randomness comes from (seed, step) alone"),
+    "device": ("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1"),
+    "out": (f"out/{NAME}", "folder for all that the run makes"),
+    "stand_in": ("auto", "drawn data where the real cannot be had (auto), always, never"),
+}
+
+
+def start(argv):
+    """Settings from the command line, and the run to go on with: a new one, or after --resume the one in --out."""
+    parser = argparse.ArgumentParser(prog=f"{NAME}.py", usage=argparse.SUPPRESS, description=__doc__.split("\n")[0])
+    for name, (value, what) in (FLAGS | COMMON).items():
+        parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=f"{what} ({value})")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it had")
+    s = parser.parse_args(argv)
+    path, run = Path(s.out, "model.pt"), {"step": 0, "seconds": 0.0, "curve": [], "frames": [], "state": {}}
+    if s.resume and path.exists():
+        run = read_run(path)
+        parser.set_defaults(**run["settings"])  # for all that the command line does not say
+        s = parser.parse_args(argv)
+    for name, value in vars(s).items():
+        least = 1 if type(value) is int and name != "seed" else 0
+        if type(value) in (int, float) and not least <= value < 2**31:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    if s.stand_in not in ("auto", "always", "never"):
+        parser.error(f"--stand-in is auto, always or never, not {s.stand_in}")
+    try:
+        torch.zeros(1, device=s.device)
+    except (RuntimeError, AssertionError):
+        parser.error(f"--device {s.device} is not to be had on this machine")
+    s.out, run["name"] = Path(s.out), NAME
+    run["settings"] = {name: vars(s)[name] for name in (*FLAGS, "seed", "stand_in")}
+    for old in [] if s.resume else [f for f in (path, s.out / "metrics.json") if f.exists()]:
+        k = next(k for k in range(1, 10**6) if not old.with_stem(f"{old.stem}-{k}").exists())
+        print(f"{old} of the run before is now {old.rename(old.with_stem(f'{old.stem}-{k}'))}")
+    write(s.out / "settings.json", json.dumps(run["settings"], indent=1).encode())  # or stop now, not in ten minutes
+    return s, run
+
+
+def write(path, blob):
+    """Write bytes beside `path`, then rename: nobody meets half a file, and a full disk never costs the old one."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(blob)
+        os.replace(beside, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_run(path):
+    """What `train` saved: name, settings, step, seconds, curve, frames, and the state of every part."""
+    try:
+        run = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file breaks the unpickler in many ways
+        raise OSError(f"{path} is damaged, or no saved run") from error
+    if not isinstance(run, dict) or run.get("name") != NAME:
+        raise OSError(f"{path} is not a run of {NAME}.py")
+    return run
+
+
+def restore(parts, state):
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise OSError("the saved run does not fit these settings: leave the model's flags as they were") from error
+
+
+def mixed(device):
+    """bfloat16 autocast where the hardware computes in it, else nothing."""
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = torch.cuda.is_bf16_supported() if "cuda" in device else cpu.get("avx512_bf16") or cpu.get("amx_tile")
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bool(fast))
+
+
+def train(s, run, parts, update, validate, draw):
+    """Call `update(step)`, which gives a loss, until s.steps are done or Ctrl-C; validate, draw and save on the way.
+
+    Each step is seeded with (seed, step) and every part is saved (a part is what has a state_dict), so a run that was
+    killed and resumed ends in the same weights. `validate()` gives a float, `draw()` a frame to keep.
+    """
+    if run["state"]:
+        restore(parts, run["state"])
+    stop, losses, terminal = [], [], sys.stdout.isatty()
+    usual = signal.signal(signal.SIGINT, lambda *_: (stop.append(1), signal.signal(signal.SIGINT, usual)))
+    begun = told = saved = time.perf_counter()
+    first, before, pause = run["step"], run["seconds"], SAVE_EVERY
+    while run["step"] < s.steps and not stop:
+        torch.manual_seed((s.seed << 32) + run["step"])
+        losses.append(update(run["step"]).detach())
+        run["step"] += 1
+        now, last = time.perf_counter(), run["step"] == s.steps or bool(stop)
+        if last or now - told > (0.5 if terminal else 10) or now - saved > pause:
+            values, told, rate = torch.stack(losses).tolist(), now, (run["step"] - first) / (now - begun)
+            if not math.isfinite(sum(values)):
+                bad = run["step"] - len(values) + 1 + [math.isfinite(v) for v in values].index(False)
+                raise FloatingPointError(f"the loss is not finite at step {bad}: try a lower --lr. "
+                                         f"What was saved before is still in {s.out}")
+            left, loss = (s.steps - run["step"]) / rate, sum(values[-100:]) / len(values[-100:])
+            line = (f"step {run['step']:,}/{s.steps:,}  {LOSS} {loss:.4f}  {rate * s.batch_size:,.0f} {ITEM}/s  "
+                    f"{left // 60:.0f} min {left % 60:02.0f} s left")
+            print(f"\r{line} " if terminal else line, end="" if terminal and not last else "\n", flush=True)
+        if last or now - saved > pause:
+            run["curve"].append((run["step"], sum(values) / len(values), validate()))
+            run["frames"].append(draw())
+            run["state"] = {name: part.state_dict() for name, part in parts.items()}
+            run["seconds"], blob = before + time.perf_counter() - begun, io.BytesIO()
+            torch.save(run, blob)
+            write(s.out / "model.pt", blob.getvalue())
+            saved, losses = time.perf_counter(), []
+            pause = max(SAVE_EVERY, run["seconds"] / 20, 15 * (saved - now))
+    signal.signal(signal.SIGINT, usual)
+    if stop:
+        print(f"stopped after step {run['step']:,} and saved: --resume goes on from there, Ctrl-C leaves now")
+
+
+def sheet(images, columns, title, rows=None, cols=None):
+    """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of rows and columns."""
+    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1)
+    height = len(tiles) // 28
+    fig = Figure(figsize=(max(5, columns / 2 + 0.7), height / 2 + 0.7), layout="constrained")
+    ax = fig.subplots()
+    ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
+    ax.set_title(title, size=10)
+    ax.set_xticks(range(14, 28 * columns, 28), cols or [""] * columns, size=8)
+    ax.set_yticks(range(14, 28 * height, 28), rows or [""] * height, size=8)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return fig
+
+
+def picture(s, name, *figs):
+    """Write a figure as a .png, or several as the frames of a .gif, the source of the data in the corner."""
+    pages, blob = [], io.BytesIO()
+    for fig in figs:
+        fig.text(0.995, 0.005, f"data: {s.source}", ha="right", va="bottom", size=6, color="gray")
+        fig.savefig(page := io.BytesIO(), dpi=120)
+        pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
+    pages[0].save(blob, name[-3:], **{"save_all": True, "append_images": pages[1:], "loop": 0, "duration": [
+        200] * len(pages[1:]) + [2500]} if name.endswith("gif") else {})
+    write(s.out / name, blob.getvalue())
+
+
+def finish(s, run, results, levels):
+    """Draw the curve beside `levels` to compare with; print the results and keep them in metrics.json."""
+    fig = Figure(figsize=(6, 4), layout="constrained")
+    ax = fig.subplots()
+    step, loss, valid = zip(*run["curve"])
+    ax.plot(step, loss, "o-", ms=3, label="training, mean since the point before")
+    ax.plot(step, valid, "o-", ms=3, label="validation")
+    for name, level in levels.items():
+        ax.axhline(level, ls="--", lw=1, color="gray")
+        ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
+    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
+    ax.legend()
+    picture(s, "curve.png", fig)
+    for name, value in results.items():
+        print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}")
+    device = torch.cuda.get_device_name(s.device) if "cuda" in s.device else f"CPU, {torch.get_num_threads()} threads"
+    write(s.out / "metrics.json", json.dumps({
+        "script": NAME, "results": results, "levels": levels, "settings": run["settings"], "steps done": run["step"],
+        "source": s.source, "device": device, "torch": torch.__version__, "curve": run["curve"]}, indent=1).encode())
+    print(f"in {s.out}: {', '.join(sorted(f.name for f in s.out.iterdir() if f.suffix != '.part'))}")
+
+
+# %% Pictures
+def draw_all(s, run, model, x, y, nats):
+    """All pictures, from a trained model, binary test digits x (N, 1, 28, 28), their labels and −log p(x | y) (N,)."""
+    torch.manual_seed(1)
+    digit, names = torch.arange(10, device=x.device), list("0123456789")
+    x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
+    picture(s, "samples.png", sheet(model.sample(100, digit.repeat(10)), 10, "samples of each class", cols=names))
+    picture(s, "growth.gif", *[sheet(f.float(), 10, f"samples after {c[0]:,} steps of training", cols=names)
+                           for f, c in zip(run["frames"], run["curve"])])
+    rows = []
+    model.sample(40, digit.repeat(4), watch=rows)
+    picture(s, "pixel_by_pixel.gif", *[sheet(f, 10, f"{28 * i + 28} of 784 pixels drawn", cols=names)
+                                       for i, f in enumerate(rows)])
+    half = x10.flatten(1)[:, :392]
+    picture(s, "completion.png", sheet(torch.cat([x10, F.pad(half, (0, 392)).view_as(x10)] + [
+        model.sample(10, None, given=half) for _ in range(4)]), 10, "the lower half drawn anew, class not told",
+        ["digit", "given", 1, 2, 3, 4], names))
+    order = nats.argsort()
+    picture(s, "likely.png", sheet(x[torch.cat([order[:20], order[-20:]])], 10, f"test digits of −log p(x | y) from "
+            f"{nats.min():.0f} to {nats.max():.0f} nats", ["likeliest", "", "unlikeliest", ""]))
+
+    fig = Figure(figsize=(11, 3.6), layout="constrained")
+    layers = [*(f"mask_0_{i}" for i in range(len(model.hidden))), "mask_0_out", "mask_0_direct"]
+    for ax, name, title in zip(fig.subplots(1, len(layers)), layers, ["pixels to hidden", *["hidden to hidden"] * (
+            len(layers) - 3), "hidden to logits", "pixels to logits"]):
+        ax.imshow(model.get_buffer(name).cpu(), cmap="gray_r", aspect="auto", interpolation="nearest")
+        ax.set(title=title, xlabel="from unit", ylabel="to unit")
+    fig.suptitle("the masks: black wires are kept; whatever the layer, none leads from a pixel to one before it")
+    picture(s, "masks.png", fig)
+
+    fig = Figure(figsize=(9, 3.4), layout="constrained")
+    for ax, pixel in zip(fig.subplots(1, 3), (14 * 28 + 10, 14 * 28 + 14, 20 * 28 + 12)):
+        see = x[:200].flatten(1).requires_grad_()
+        model(see)[:, pixel].sum().backward()
+        image = see.grad.abs().mean(0).view(28, 28).cpu()
+        ax.imshow(image, cmap="magma")
+        ax.plot(pixel % 28, pixel // 28, "s", mfc="none", mec="cyan")
+        ax.set(title=f"row {pixel // 28}, column {pixel % 28}", xticks=[], yticks=[])
+    fig.suptitle("what a pixel's logit (cyan) listens to: mean |∂ logit / ∂ pixel|, nothing from the pixel on")
+    picture(s, "dependencies.png", fig)
+
+
+# %% The run
+def build(s):
+    return MADE(784, s.hidden, s.layers, s.orderings)
+
+
+def load(path=f"out/{NAME}/model.pt", device="cpu"):
+    """The model of a saved run, with averaged weights, ready to sample."""
+    run = read_run(path)
+    model = build(argparse.Namespace(**run["settings"]))
+    restore({"average": model}, run["state"])
+    return model.to(device).eval()
+
+
+def main(argv=None):
+    s, run = start(argv)
+    x, y, x_test, y_test, s.source = mnist(s.stand_in)
+    b_valid, b_test = binarise(x[55000:], seed=0), binarise(x_test, seed=1)  # once and for all
+    x, y, b_valid, b_test, y_test = (v.to(s.device) for v in (x, y, b_valid, b_test, y_test))
+    x, y, y_valid = x[:55000], y[:55000], y[55000:]
+    torch.manual_seed(s.seed)
+    model = build(s).to(s.device)
+    average = build(s).to(s.device).requires_grad_(False)  # of the weights over training: it samples and is judged
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=s.lr, fused=True)
+    p = (x.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3)  # a baseline: each pixel on its own
+    alone = F.binary_cross_entropy(p.expand_as(b_test), b_test, reduction="none").flatten(1).sum(1).mean().item()
+    levels = {"untrained": 784 * math.log(2), "each pixel on its own": alone}
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{NAME}.py: {size:,} parameters, {s.source}, {s.device}; {LOSS}: "
+          + ", ".join(f"{name} {level:.1f}" for name, level in levels.items()))
+
+    def update(step):
+        i = torch.randint(len(x), (s.batch_size,), device=s.device)
+        label = torch.where(torch.rand(s.batch_size, device=s.device) < 0.1, 10, y[i])  # a tenth is not told
+        done = step / s.steps  # the learning rate goes up over a twentieth of the run, then down along a cosine
+        optimizer.param_groups[0]["lr"] = s.lr * min(1, 20 * done + 1e-3) * (1 + math.cos(math.pi * done)) / 2
+        with mixed(s.device):
+            loss = -model.log_prob(binarise(x[i]), label, k=step % s.orderings).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        for a, p in zip(average.parameters(), model.parameters()):
+            a.lerp_(p.detach(), 1 - min(0.999, (1 + step) / (10 + step)))
+        return loss
+
+    @torch.no_grad()
+    def nats(digits, labels=None):
+        """−log p of each digit, (N,)."""
+        parts = zip(digits.split(1000), [None] * 10 if labels is None else labels.split(1000))
+        return -torch.cat([average.log_prob(*part) for part in parts])
+
+    def validate():
+        return nats(b_valid, y_valid).mean().item()
+
+    def draw():
+        torch.manual_seed(0)
+        samples = average.sample(40, torch.arange(40, device=s.device) % 10)
+        picture(s, "samples.png", sheet(samples, 10, f"after {run['step']:,} steps of training", cols=[*range(10)]))
+        return samples.byte().cpu()
+
+    train(s, run, {"model": model, "average": average, "optimizer": optimizer}, update, validate, draw)
+
+    done, told = time.perf_counter(), torch.stack([nats(b_test, torch.full_like(y_test, d)) for d in range(10)], 1)
+    mixture = math.log(10) - torch.logsumexp(-told, 1)  # (N,): log p(x) = log Σ_y p(y) p(x | y), a tenth for each class
+    right, untold = told.gather(1, y_test[:, None])[:, 0], nats(b_test)
+    draw_all(s, run, average, b_test, y_test, right)
+    drawn = time.perf_counter()
+    average.sample(64)
+    finish(s, run, {
+        "test −log p(x), nats, class summed out": mixture.mean().item(),
+        "its standard error": (mixture.std() / len(mixture) ** 0.5).item(),
+        "test −log p(x), nats, network not told the class": untold.mean().item(),
+        "test −log p(x | y), nats": right.mean().item(),
+        "test −log p(x), bits/dim, class summed out": mixture.mean().item() / 784 / math.log(2),
+        "test digits read by Bayes' rule": (told.argmin(1) == y_test).float().mean().item(),
+        "seconds for 64 samples": time.perf_counter() - drawn,
+        "seconds of training": run["seconds"], "seconds after": drawn - done}, levels)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, FloatingPointError) as error:
+        sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
