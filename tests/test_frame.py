@@ -1,0 +1,253 @@
+"""What every chapter promises: one frame, exact resumption, clear refusals, a life outside this repository."""
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and limits")
+REAL = (Path(os.environ["DATA_DIR"]) / "train-images-idx3-ubyte.gz").exists()
+TINY = {
+    "ddpm": "--steps 3 --batch-size 8 --channels 8 --timesteps 12 --ddim-steps 2",
+    "made": "--steps 3 --batch-size 8 --hidden 32",
+}
+COMMON = "--device cpu" if REAL else "--device cpu --stand-in always"
+CHAPTERS = sorted(TINY)
+chapters = pytest.mark.parametrize("name", CHAPTERS)
+
+
+def flags(name, out, more=""):
+    return [*shlex.split(f"{TINY[name]} {COMMON}"), "--out", str(out), *shlex.split(more)]
+
+
+def run(name, out, more="", cwd=ROOT, save_every=None, **how):
+    """Run a chapter as a user would; `save_every` seconds instead of the usual."""
+    command = [sys.executable, f"{name}.py", *flags(name, out, more)]
+    if save_every is not None:
+        body = f"import {name}; {name}.SAVE_EVERY = {save_every}; {name}.main({command[2:]!r})"
+        command = [sys.executable, "-c", body]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"} | how
+    return subprocess.Popen(command, cwd=cwd, **how)
+
+
+def finished(process, status=0):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == status, err
+    return out, err
+
+
+def refused(process):
+    """Status 2, one line on stderr, no traceback."""
+    _, err = finished(process, 2)
+    assert "Traceback" not in err and len(err.strip().splitlines()) == 1, err
+    return err
+
+
+@pytest.fixture(scope="module", params=CHAPTERS)
+def done(request, tmp_path_factory):
+    """(name, folder, what was printed) of a tiny finished run."""
+    out = tmp_path_factory.mktemp(request.param) / "out"
+    return request.param, out, finished(run(request.param, out))[0]
+
+
+def test_a_run_leaves_what_it_promises(done):
+    name, out, printed = done
+    left = {f.name for f in out.iterdir()}
+    assert {"samples.png", "curve.png", "growth.gif", "metrics.json", "model.pt", "settings.json"} <= left
+    assert not [f for f in left if f.endswith(".part")]
+    assert printed.isascii()  # or a Windows log file would break the run
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["source"] in ("MNIST", "stand-in digits") and metrics["source"] in printed
+    assert metrics["steps done"] == 3 and metrics["settings"]["batch_size"] == 8 and metrics["device"]
+    for key, value in metrics["results"].items():
+        assert f"{key}: {value:,.4f}" in printed
+
+
+def test_load_gives_a_model_that_samples(done):
+    name, out, _ = done
+    model = importlib.import_module(name).load(out / "model.pt", "cpu")
+    for y in (None, 3, torch.tensor([1, 2, 3])):
+        x = model.sample(3, y)
+        assert x.shape == (3, 1, 28, 28) and x.min() >= 0 and x.max() <= 1
+
+
+def test_a_new_run_never_overwrites_an_old_one(done):
+    name, out, _ = done
+    old = {f: (out / f).read_bytes() for f in ("model.pt", "metrics.json")}
+    printed, _ = finished(run(name, out, "--seed 1"))
+    assert "model-1.pt" in printed
+    assert (out / "model-1.pt").read_bytes() == old["model.pt"] != (out / "model.pt").read_bytes()
+    assert (out / "metrics-1.json").read_bytes() == old["metrics.json"]
+
+
+@chapters
+def test_killed_and_resumed_equals_never_interrupted(name, tmp_path):
+    more = "--steps 250"
+    whole = run(name, tmp_path / "whole", more)
+    finished(whole)
+    process = run(name, tmp_path / "killed", more, save_every=0)
+    began = time.time()
+    while not (tmp_path / "killed" / "model.pt").exists():
+        assert process.poll() is None and time.time() - began < 120
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    step = torch.load(tmp_path / "killed" / "model.pt", weights_only=True)["step"]
+    assert 0 < step < 250
+    finished(run(name, tmp_path / "killed", f"{more} --resume"))
+    a, b = (torch.load(tmp_path / d / "model.pt", weights_only=True) for d in ("whole", "killed"))
+    assert a["step"] == b["step"] == 250
+    for part in ("model", "average"):
+        if part in a["state"]:
+            assert all(torch.equal(v, b["state"][part][k]) for k, v in a["state"][part].items())
+    for k, v in a["state"]["optimizer"]["state"].items():
+        assert all(torch.equal(torch.as_tensor(t), torch.as_tensor(b["state"]["optimizer"]["state"][k][n]))
+                   for n, t in v.items())
+
+
+@chapters
+def test_resume_keeps_the_flags_of_the_run(name, tmp_path):
+    finished(run(name, tmp_path, "--steps 2 --seed 5 --lr 1e-4"))
+    command = [sys.executable, f"{name}.py", "--resume", "--out", str(tmp_path), "--steps", "4", "--device", "cpu"]
+    finished(subprocess.Popen(command, cwd=ROOT, text=True, stdout=-1, stderr=-1))
+    saved = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert saved["step"] == 4 and saved["settings"]["seed"] == 5 and saved["settings"]["lr"] == 1e-4
+    assert saved["settings"]["batch_size"] == 8
+
+
+@POSIX
+@chapters
+def test_ctrl_c_stops_after_a_step_and_still_draws(name, tmp_path):
+    process = run(name, tmp_path, "--steps 1000000", save_every=0)
+    while not (tmp_path / "model.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, _ = finished(process)
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert 0 < metrics["steps done"] < 1000000 and "--resume" in printed
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["step"] == metrics["steps done"]
+
+
+@chapters
+def test_a_copy_runs_in_an_empty_folder(name, tmp_path):
+    shutil.copy(ROOT / f"{name}.py", tmp_path)
+    shutil.copy(ROOT / "data.py", tmp_path)
+    finished(run(name, tmp_path / "made here", cwd=tmp_path))
+    assert (tmp_path / "made here" / "samples.png").exists()
+
+
+@pytest.mark.parametrize("bad", ["--steps 0", "--steps many", "--lr nan", "--lr -1", "--batch-size -3", "--seed -1",
+                                 "--device cuda:99", "--device abacus", "--stand-in perhaps", "--no-such-flag 1"])
+@chapters
+def test_bad_flags_get_one_sentence_and_status_2(name, bad, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(name).main(flags(name, tmp_path / "out", bad))
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@chapters
+def test_bad_saved_runs_are_refused(name, tmp_path):
+    other = CHAPTERS[CHAPTERS.index(name) - 1]
+    for damage in (b"", b"no checkpoint", None):
+        if damage is None:
+            torch.save({"name": other}, tmp_path / "model.pt")
+        else:
+            (tmp_path / "model.pt").write_bytes(damage)
+        assert "model.pt" in refused(run(name, tmp_path, "--resume"))
+
+
+@chapters
+def test_a_saved_run_of_another_size_is_refused(name, tmp_path):
+    finished(run(name, tmp_path))
+    before = (tmp_path / "model.pt").read_bytes()
+    size = {"ddpm": "--channels 16", "made": "--hidden 40"}[name]
+    assert "does not fit" in refused(run(name, tmp_path, f"--resume --steps 9 {size}"))
+    assert (tmp_path / "model.pt").read_bytes() == before
+
+
+@chapters
+def test_data_that_cannot_be_read_is_refused(name, tmp_path):
+    (tmp_path / "data").mkdir()
+    for file in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"):
+        (tmp_path / "data" / file).write_bytes(b"\x1f\x8b cut short")
+    script = f"import data; data.FOLDER = __import__('pathlib').Path({str(tmp_path / 'data')!r}); import runpy, sys; "
+    script += f"sys.argv = {[f'{name}.py', *flags(name, tmp_path / 'out', '--stand-in auto')]!r}; "
+    script += f"runpy.run_path('{name}.py', run_name='__main__')"
+    err = refused(subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, stdout=-1, stderr=-1))
+    assert "train-images-idx3-ubyte.gz is damaged" in err
+
+
+@chapters
+def test_an_out_folder_that_cannot_be_written_is_refused_at_once(name, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot write" in refused(run(name, tmp_path / "file" / "out"))
+    if os.name == "posix":
+        (tmp_path / "locked").mkdir(mode=0o500)
+        locked = tmp_path / "locked" if os.geteuid() else Path("/proc/locked")  # root may write to any real folder
+        assert "cannot write" in refused(run(name, locked / "out"))
+
+
+@POSIX
+@chapters
+def test_a_full_disk_is_said_and_costs_nothing_that_was_saved(name, tmp_path):
+    import resource
+    finished(run(name, tmp_path))
+    before = (tmp_path / "model.pt").read_bytes()
+    full = run(name, tmp_path, "--resume --steps 6", preexec_fn=lambda: resource.setrlimit(  # no file beyond 3 kB
+        resource.RLIMIT_FSIZE, (3000, 3000)))
+    assert "cannot write" in refused(full)
+    assert (tmp_path / "model.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
+@chapters
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(name, tmp_path):
+    err = refused(run(name, tmp_path, "--lr 1e30 --steps 300"))
+    assert re.search(r"not finite at step \d+", err) and not (tmp_path / "model.pt").exists()
+
+
+def test_the_frame_is_the_same_in_every_chapter():
+    frames = {re.search(r"# %% The frame.*?(?=\n# %% )", (ROOT / f"{n}.py").read_text(encoding="utf-8"), re.S).group()
+              for n in CHAPTERS}
+    assert len(frames) == 1
+
+
+@chapters
+def test_a_chapter_has_its_shape(name):
+    text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    assert text.startswith("# /// script") and '"torch>=2.5", "numpy", "matplotlib"' in text
+    assert re.findall(r"^# %% (\w+)", text, re.M)[0] == "Settings"
+    allowed = {"torch", "numpy", "matplotlib", "PIL", "data"} | sys.stdlib_module_names
+    assert set(re.findall(r"^(?:import|from) (\w+)", text, re.M)) <= allowed
+    opening = importlib.import_module(name).__doc__
+    for part in ("What you will see", "What differs", "References", "Read before", "Things to break"):
+        assert part in opening
+
+
+def commands(path):
+    """Every `python something.py` line of README.md or of an opening."""
+    return re.findall(r"\bpython ((?:\w+/)?\w+\.py(?: --?[\w.-]+(?: [\w./-]+)?)*)", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("line", sorted({c for f in ("README.md", *(f"{n}.py" for n in CHAPTERS))
+                                         for c in commands(ROOT / f) if not c.startswith(("data.py", "benchmarks"))}))
+def test_every_command_printed_runs(line, tmp_path):
+    name, *rest = shlex.split(line)
+    name = name.removesuffix(".py")
+    finished(run(name, tmp_path, ""))  # for commands that resume
+    command = [sys.executable, f"{name}.py", *rest, *flags(name, tmp_path)]
+    finished(subprocess.Popen(command, cwd=ROOT, text=True, stdout=-1, stderr=-1))
