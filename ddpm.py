@@ -9,43 +9,42 @@ so small that its reverse is nearly Gaussian too, and a network can learn it. Dr
 back, and a digit appears that nobody wrote. ᾱ_t, the share of the digit in x_t, falls from 1 to nearly 0 as t grows:
 
     x_t = √ᾱ_t x0 + √(1 − ᾱ_t) ε,   ε ~ N(0, I)        t steps of noise in one stroke
-    loss = E |ε − ε̂(x_t, t, y)|²                       name the noise, at any time t, knowing the class y
+    loss = E |ε − ε̂(x_t, t, y)|²                       ε̂, the network, names the noise, given the time and the class
 
-Trains: pick a digit, a t and an ε; it is plain regression. Samples: from t = T down to 0, guess ε, with it guess x0, and
-go to a slightly cleaner x between the two; DDIM takes long strides, so 15 will do. p(x): a lower bound only, a sum of
-T + 1 terms. Latent: x_T, as large as the image; DDIM has no randomness on the way, so it runs backwards too and two
-digits can be mixed. Good at: sample quality, stable training. Bad at: speed, since a sample takes many network calls.
+Trains: pick a digit, a t and an ε; it is plain regression. Samples: from t = T down to 0, guess ε, with it x0, and go to
+a slightly cleaner x between the two; DDIM takes long strides, so 15 will do. p(x): a lower bound only, in T + 1 terms. Latent: x_T, as large as the image; DDIM has no randomness on the way, so it also runs backwards, and two digits
+can be mixed. Good at: sample quality, stable training. Bad at: speed, since a sample takes many network calls.
 
 Why it works: ε̂ is a score, the gradient of a log-density. Given x0, x_t is Gaussian with standard deviation
-σ_t = √(1 − ᾱ_t), so ∇ log q(x_t | x0) = −(x_t − √ᾱ_t x0) / σ_t² = −ε / σ_t. The best guess of ε averages over every x0
-that may hide in x_t, and that average of gradients is the gradient of the noisy digits' own log-density:
-∇ log q(x_t) = −E[ε | x_t] / σ_t ≈ −ε̂ / σ_t. To name the noise is to know which way the digits lie; sampling walks there.
+σ_t = √(1 − ᾱ_t), so ∇ log q(x_t | x0) = −(x_t − √ᾱ_t x0) / σ_t² = −ε / σ_t. The best guess of ε averages over every
+x0 that may hide in x_t, and that average of gradients is the gradient of the noisy digits' own log-density:
+∇ log q(x_t) = −E[ε | x_t] / σ_t ≈ −ε̂ / σ_t. To name the noise is to know which way the digits lie.
 
 What you will see. `python ddpm.py` on MNIST and @MACHINE: @TRAIN s of training, @AFTER s of pictures.
 
 @LOG
 
-Read "as asked" by a separate classifier: @READS % of 1,000 samples, drawn in @DRAWN s (`python benchmarks/judge.py ddpm`).
-Test set: −log p(x) ≤ @BOUND ± @SE bits/dim (8-bit grey; bound estimated from 14,990 draws, ± one standard error). Uniform grey
-would be 8, each pixel on its own @HIST: this bound is loose, and @L0 of it is L_0, the last trace of noise, which the
-paper's schedule sets too high for flat black paper. In out/ddpm: samples, ddim_steps, guidance, inpainting,
-interpolation, bound, curve (.png), denoising and growth (.gif), metrics.json, model.pt.
+A separate classifier reads @READS % of 1,000 samples as the class asked for; they took @DRAWN s to draw
+(`python benchmarks/judge.py ddpm`). Test set: −log p(x) ≤ @BOUND ± @SE bits/dim (8-bit grey; the bound estimated from
+14,990 draws, ± one standard error). Uniform grey would be 8, each pixel on its own @HIST, so the bound is loose: @L0 of
+it is L_0, the last step, for the noise of x_1 spans several grey levels and the paper behind a digit is exactly white.
+In out/ddpm: samples, ddim_steps, guidance, inpainting, interpolation, bound, curve (.png), denoising, growth (.gif).
 On one GPU: `python ddpm.py --steps 60000 --batch-size 256 --channels 128` (not yet measured).
 
-What differs from the paper. The network is small (0.3 M weights for its 36 M), sees 2 x 2 pixels as one and has no
-attention; sines of the pixels show it faint noise (Kingma et al. 2021). It says v = √ᾱ ε − √(1 − ᾱ) x0, from which ε̂
-follows, and times of much noise weigh up to 10 times more (Salimans & Ho 2022): there the class is decided, and there
-ε is so easy to name that eq. 14 alone teaches little. After 1,200 steps of the paper's way the judge read 41 % of
+What differs from the paper. The network is small (0.3 M weights for its 36 M), sees 2 x 2 pixels as one, has no
+attention; sines of the pixels show it faint noise (Kingma et al. 2021). It predicts v = √ᾱ ε − √(1 − ᾱ) x0, from which
+ε̂ follows, and times of much noise weigh up to 10 times more (Salimans & Ho 2022): there the class is decided, and
+there ε is so easy to name that eq. 14 alone teaches little. After 1,200 steps of the paper's way the judge read 41 % of
 unguided samples; after 1,200 steps of this one, 84 %. And a tenth of the digits hide their class, so that one network
 gives ε̂(x_t) and ε̂(x_t, y): guidance exaggerates their difference.
 
 References: Ho, Jain & Abbeel 2020 (arXiv:2006.11239), whose equation numbers stand below; DDIM: Song, Meng & Ermon 2021
 (2010.02502); guidance: Ho & Salimans 2022 (2207.12598); v: Salimans & Ho 2022 (2202.00512); sines: Kingma, Salimans,
 Poole & Ho 2021 (2107.00630); scores: Song & Ermon 2019 (1907.05600).
-Read before: made.py (log-likelihoods and bits). Next: ebm.py, which learns the hill itself and not its slope.
+Read before: made.py (log-likelihoods and bits). Next: ebm.py, which learns the log-density, not its gradient.
 
 Things to break, one line each:
-  1. In `weight`, clamp at 1, which is the paper's loss: digits come as fast, but the class asked for comes late.
+  1. In `weight`, clamp at 1, the paper's loss: digits come as fast, but the class asked for comes late.
   2. In `x0_hat`, take the clamp away and sample with guidance 8: strokes swell and tear.
   3. In `posterior`, return the variance times 4, and look at the last row of ddim_steps: digits drown in grain.
 """
@@ -59,7 +58,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -74,7 +72,7 @@ FLAGS = {
     "steps": (3600, "optimiser steps"),
     "batch_size": (64, "digits per step"),
     "lr": (2e-3, "peak learning rate of Adam"),
-    "channels": (32, "feature maps at 14 x 14, half of those at 7 x 7"),
+    "channels": (32, "feature maps at 14 x 14, twice as many at 7 x 7"),
     "timesteps": (1000, "T, the length of the noising chain"),
     "ddim_steps": (15, "strides from noise to digit; two network calls each under guidance"),
     "guidance": (2.0, "w of classifier-free guidance: 0 ignores the class, 1 is p(x | y), more exaggerates it"),
@@ -90,7 +88,7 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(math.gcd(8, C), C), nn.Conv2d(C, C, 3, padding=1)
         self.film = nn.Linear(D, 2 * C)
         self.skip = nn.Conv2d(C_in, C, 1) if C_in != C else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # at first each block passes its input on untouched
+        nn.init.zeros_(self.conv2.weight)  # at first a block adds no more than a constant to each channel
 
     def forward(self, x, e):
         scale, shift = self.film(e)[:, :, None, None].chunk(2, 1)  # (B, C, 1, 1) each
@@ -112,7 +110,8 @@ class UNet(nn.Module):
         self.up = nn.Conv2d(2 * C, 4 * C, 1)
         self.fine_out = ResBlock(2 * C, C, D)
         self.head = nn.Sequential(nn.GroupNorm(math.gcd(8, C), C), nn.SiLU(), nn.Conv2d(C, 4, 3, padding=1))
-        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].weight)  # an untrained network says v̂ = 0
+        nn.init.zeros_(self.head[-1].bias)
 
     def forward(self, x, t, y):
         angle = t[:, None] * torch.exp(-math.log(1e4) * torch.arange(32, device=t.device) / 32)  # (B, 32)
@@ -124,12 +123,17 @@ class UNet(nn.Module):
         for block in self.coarse:
             h = block(h, e)
         h = F.pixel_shuffle(self.up(h), 2)  # (B, C, 14, 14)
-        h = self.fine_out(torch.cat([h, fine], 1), e)
+        h = self.fine_out(torch.cat([h, fine], 1), e)  # (B, C, 14, 14)
         return F.pixel_shuffle(self.head(h), 2)  # (B, 1, 28, 28)
 
 # %% Diffusion: the chain that adds noise, the chain that takes it away, the loss, the bound
 class DDPM(nn.Module):
-    """A noise predictor and the two chains around it. Pixels are in [-1, 1] inside, in [0, 1] at the door."""
+    """A noise predictor and the two chains around it: q adds noise, p, the network's, takes it away.
+
+    −log p(x0) ≤ L_0 + … + L_T with L_{t−1} = E KL(q(x_{t−1} | x_t, x0) ‖ p(x_{t−1} | x_t)), how far p's step back is
+    from that of one who knows x0; L_0 = −E log p(x0 | x_1); and L_T, what x_T still knows of x0. Pixels are in [-1, 1];
+    only `sample` and `elbo` speak [0, 1].
+    """
 
     def __init__(self, channels=32, timesteps=1000, ddim_steps=15, guidance=2.0):
         super().__init__()
@@ -186,8 +190,8 @@ class DDPM(nn.Module):
     @torch.no_grad()
     def chain(self, x, y=None, steps=None, guidance=1.0, ancestral=False, known=None):
         """From x_T = x to x_0 in `steps` strides: yields (t, x_t, x̂0). `known` = (x0, mask) are pixels to keep to."""
-        times = self.times(min(steps or self.ddim_steps, self.T), 1 if ancestral else 2)
-        for t, s in zip(times[:0:-1], times[-2::-1]):
+        times = self.times(min(steps or self.ddim_steps, self.T), 1 if ancestral else 2)[::-1]
+        for t, s in zip(times, times[1:]):
             eps = self.eps(x, t, y, guidance)
             x0 = self.x0_hat(x, t, eps)
             yield t, x, x0
@@ -195,7 +199,7 @@ class DDPM(nn.Module):
                 mean, var = self.posterior(x0, x, t, s)
                 x = mean + var.sqrt() * torch.randn_like(x)
             else:  # DDIM: go on along the same noise, no new randomness (Song et al. 2021, eq. 12 with σ = 0)
-                eps = (x - self.abar(t).sqrt() * x0) / (1 - self.abar(t)).sqrt()
+                eps = (x - self.abar(t).sqrt() * x0) / (1 - self.abar(t)).sqrt()  # what fits x̂0 as it was clamped
                 x = self.q_sample(x0, s, eps)
             if known is not None:
                 x = torch.where(known[1], self.q_sample(known[0], s, torch.randn_like(x)), x)
@@ -208,17 +212,18 @@ class DDPM(nn.Module):
             y, how = torch.as_tensor(y, device=device).expand(n), {"guidance": self.guidance} | how
         done = []
         for i in range(0, n, 250):
-            *_, (_, x, _) = self.chain(torch.randn(min(250, n - i), 1, 28, 28, device=device),
-                                       None if y is None else y[i:i + 250], **how)
+            noise, label = torch.randn(min(250, n - i), 1, 28, 28, device=device), None if y is None else y[i:i + 250]
+            for _, x, _ in self.chain(noise, label, **how):
+                pass
             done.append((x.clamp(-1, 1) + 1) / 2)
         return torch.cat(done)
 
     @torch.no_grad()
     def encode(self, x0, y=None, steps=100):
-        """DDIM run backwards, x0 (B, 1, 28, 28) in [-1, 1] to its latent x_T; `chain` with as many steps undoes it."""
+        """DDIM run backwards, x0 (B, 1, 28, 28) in [-1, 1] to its latent x_T; `chain` in as many nearly undoes it."""
         x, times = x0, self.times(steps, 2)
         for s, t in zip(times, times[1:]):
-            eps = self.eps(x, max(s, 1), y)
+            eps = self.eps(x, max(s, 1), y)  # the network knows no t = 0
             x = self.q_sample((x - (1 - self.abar(s)).sqrt() * eps) / self.abar(s).sqrt(), t, eps)
         return x
 
@@ -229,8 +234,8 @@ class DDPM(nn.Module):
         x0_hat = self.x0_hat(x, t, self.eps(x, t, y))
         (mean, var), (mean_hat, _) = self.posterior(x0, x, t, t - 1), self.posterior(x0_hat, x, t, t - 1)
         kl = (mean - mean_hat).square() / (2 * var.clamp(min=1e-20))  # two Gaussians of one variance; t > 1
-        sigma = (1 - self.alpha_bar[1]).sqrt().double()  # t = 1: a Gaussian around x̂0, summed over each grey level
-        below, above = (torch.special.ndtr((x0 + d / 255 - x0_hat) / sigma) for d in (-1, 1))
+        sigma = (1 - self.alpha_bar[1]).sqrt()  # t = 1: a Gaussian around x̂0, summed over each grey level
+        below, above = (torch.special.ndtr((x0.double() + d / 255 - x0_hat) / sigma) for d in (-1, 1))
         p = torch.where(x0 > 0.999, 1, above) - torch.where(x0 < -0.999, 0, below)
         return torch.where(t == 1, -p.clamp(min=1e-12).log().flatten(1).sum(1), kl.flatten(1).sum(1)).float()
 
@@ -263,14 +268,16 @@ def start(argv):
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it had")
     s = parser.parse_args(argv)
     path, run = Path(s.out, "model.pt"), {"step": 0, "seconds": 0.0, "curve": [], "frames": [], "state": {}}
-    if s.resume and path.exists():
+    if s.resume and not path.exists():
+        print(f"{path} is not there: starting at step 0")
+    elif s.resume:
         run = read_run(path)
         parser.set_defaults(**run["settings"])  # for all that the command line does not say
         s = parser.parse_args(argv)
     for name, value in vars(s).items():
         least = 1 if type(value) is int and name != "seed" else 0
         if type(value) in (int, float) and not least <= value < 2**31:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+            parser.error(f"--{name.replace('_', '-')} must be a number from {least} to {2**31 - 1}, not {value}")
     if s.stand_in not in ("auto", "always", "never"):
         parser.error(f"--stand-in is auto, always or never, not {s.stand_in}")
     try:
@@ -279,10 +286,11 @@ def start(argv):
         parser.error(f"--device {s.device} is not to be had on this machine")
     s.out, run["name"] = Path(s.out), NAME
     run["settings"] = {name: vars(s)[name] for name in (*FLAGS, "seed", "stand_in")}
-    for old in [] if s.resume else [f for f in (path, s.out / "metrics.json") if f.exists()]:
-        k = next(k for k in range(1, 10**6) if not old.with_stem(f"{old.stem}-{k}").exists())
+    kept = [] if s.resume else [f for f in (path, s.out / "metrics.json") if f.exists()]  # of a run before this one
+    k = next(k for k in range(1, 10**6) if not any(s.out.glob(f"*-{k}.*")))
+    for old in kept:
         print(f"{old} of the run before is now {old.rename(old.with_stem(f'{old.stem}-{k}'))}")
-    write(s.out / "settings.json", json.dumps(run["settings"], indent=1).encode())  # or stop now, not in ten minutes
+    write(s.out / "settings.json", json.dumps(run["settings"], indent=1).encode())  # fails now, not later
     return s, run
 
 def write(path, blob):
@@ -317,7 +325,7 @@ def restore(parts, state):
 def mixed(device):
     """bfloat16 autocast where the hardware computes in it, else nothing."""
     cpu = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = torch.cuda.is_bf16_supported() if "cuda" in device else cpu.get("avx512_bf16") or cpu.get("amx_tile")
+    fast = torch.cuda.is_bf16_supported(False) if "cuda" in device else cpu.get("avx512_bf16") or cpu.get("amx_tile")
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bool(fast))
 
 def train(s, run, parts, update, validate, draw):
@@ -329,14 +337,15 @@ def train(s, run, parts, update, validate, draw):
     if run["state"]:
         restore(parts, run["state"])
     stop, losses, terminal = [], [], sys.stdout.isatty()
+    # The first Ctrl-C only asks for a stop after the step, a second one is as usual.
     usual = signal.signal(signal.SIGINT, lambda *_: (stop.append(1), signal.signal(signal.SIGINT, usual)))
     begun = told = saved = time.perf_counter()
-    first, before, pause = run["step"], run["seconds"], SAVE_EVERY
-    while run["step"] < s.steps and not stop:
+    first, before, pause, last = run["step"], run["seconds"], SAVE_EVERY, run["step"] >= s.steps
+    while not last:
         torch.manual_seed((s.seed << 32) + run["step"])
         losses.append(update(run["step"]).detach())
         run["step"] += 1
-        now, last = time.perf_counter(), run["step"] == s.steps or bool(stop)
+        now, last = time.perf_counter(), run["step"] >= s.steps or bool(stop)
         if last or now - told > (0.5 if terminal else 10) or now - saved > pause:
             values, told, rate = torch.stack(losses).tolist(), now, (run["step"] - first) / (now - begun)
             if not math.isfinite(sum(values)):
@@ -355,7 +364,7 @@ def train(s, run, parts, update, validate, draw):
             torch.save(run, blob)
             write(s.out / "model.pt", blob.getvalue())
             saved, losses = time.perf_counter(), []
-            pause = max(SAVE_EVERY, run["seconds"] / 20, 15 * (saved - now))
+            pause = max(SAVE_EVERY, run["seconds"] / 20, 15 * (saved - now))  # saving takes a 16th of the time at most
     signal.signal(signal.SIGINT, usual)
     if stop:
         print(f"stopped after step {run['step']:,} and saved: --resume goes on from there, Ctrl-C leaves now")
@@ -396,7 +405,7 @@ def finish(s, run, results, levels):
         ax.axhline(level, ls="--", lw=1, color="gray")
         ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
     ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
-    ax.legend()
+    ax.legend(loc="center right")
     picture(s, "curve.png", fig)
     for name, value in results.items():
         print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}")
@@ -454,17 +463,18 @@ def draw_all(s, run, model, x, y, terms, error):
          [last(noise, digit, 20, w) for w in (0, 1, 2, 4, 8)], 10, ["w = 0", 1, 2, 4, 8], names)
 
     known = x, torch.arange(28, device=x.device).view(28, 1) < 14  # the upper half
-    page("inpainting", "the lower half of a test digit, erased and drawn anew three times",
+    page("inpainting", "the lower half of a test digit, erased and drawn anew, class told",
          [x, torch.where(known[1], x, 0), *(last(torch.randn_like(x), digit, 250, s.guidance, True, known)
                                             for _ in range(3))], 10, ["digit", "known", 1, 2, 3], names)
 
     steps = min(100, model.T)
     a, b = model.encode(x, None, steps), model.encode(x.roll(-1, 0), None, steps)
     angle = F.cosine_similarity(a.flatten(1), b.flatten(1)).acos().view(10, 1, 1, 1)
-    between = [x] + [last((((1 - u) * angle).sin() * a + (u * angle).sin() * b) / angle.sin(), None, steps)
-                     for u in np.linspace(0, 1, 9)] + [x.roll(-1, 0)]  # along the great circle, where the noise lives
+    mix = [i / 8 for i in range(9)]  # along the great circle, since noise lives near a sphere
+    arc = [(((1 - u) * angle).sin() * a + (u * angle).sin() * b) / angle.sin() for u in mix]
+    between = [x, *(last(z, None, steps) for z in arc), x.roll(-1, 0)]
     page("interpolation", "from one test digit to another through their DDIM latents",
-         [torch.stack(between, 1).flatten(0, 1)], 11, cols=["digit", *np.linspace(0, 1, 9).round(2), "digit"])
+         [torch.stack(between, 1).flatten(0, 1)], 11, cols=["digit", *mix, "digit"])
 
     fig = Figure(figsize=(10, 4), layout="constrained")
     left, right = fig.subplots(1, 2)
@@ -543,16 +553,17 @@ def main(argv=None):
     terms, spread = test_bound(average, x_test / 127.5 - 1)
     by_t = [v.view(50, -1).mean(1).cpu() for v in (t.float(), error)]
     draw_all(s, run, average, x_test / 127.5 - 1, y_test, terms, by_t)
-    drawn, bits = time.perf_counter(), 784 * math.log(2)
-    average.sample(250, 7)
+    drawn = time.perf_counter()
+    average.sample(250, 7).cpu()
+    speed, bit = 250 / (time.perf_counter() - drawn), 784 * math.log(2)  # nats per bit/dim
     finish(s, run, {
         "test noise error, weighted": (average.weight(t) * error).mean().item(),
         "test noise error, mean square a pixel": error.mean().item(),
-        "test bound, bits/dim (-log p is at most this)": terms.sum().item() / bits,
-        "its standard error, bits/dim": spread / bits,
-        "each pixel on its own, bits/dim (a baseline)": pixel_histogram(x, x_test) / bits,
+        "test bound, bits/dim (-log p is at most this)": terms.sum().item() / bit,
+        "its standard error, bits/dim": spread / bit,
+        "each pixel on its own, bits/dim (a baseline)": pixel_histogram(x, x_test) / bit,
         "noise error of an untrained network, weighted": untrained,
-        "samples a second": 250 / (time.perf_counter() - drawn),
+        "samples a second": speed,
         "seconds of training": run["seconds"], "seconds after": drawn - done}, {"untrained": untrained})
 
 if __name__ == "__main__":

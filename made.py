@@ -4,46 +4,48 @@
 # ///
 """MADE: cut the wires of an autoencoder so that no pixel sees itself or what comes after it.
 
-Any picture of D pixels has a probability that is a product, one factor a pixel, each given all the pixels before it:
+A picture x of D pixels, each black or white, has a probability that is a product of D factors, one a pixel, each given
+all the pixels before it (and the class y of the digit, where it is told):
 
     log p(x | y) = Σᵢ log p(xᵢ | x₁, …, xᵢ₋₁, y)             the chain rule: exact, in any order of the pixels
 
 A plain network with D inputs and D outputs would compute all D factors in one pass, if only output i depended on the
 inputs before i alone. So give every unit a degree. Pixel i has degree i; a hidden unit of degree m may listen to units
-of degree m or less; output i listens to degrees below i. Multiply the weights by masks of 0 and 1 that say so, and every
-path from pixel j to output i with j ≥ i is cut. That is all: masks W ⊙ M, and a product of D coins.
+of degree m or less; output i listens to degrees below i. Along any path of wires j ≤ m ≤ m′ < i, so none leads from
+pixel j to output i unless j < i. Multiply the weights by masks of 0 and 1 that say so: W ⊙ M. That is all.
 
-Trains: binary cross-entropy, summed over pixels; it is −log p(x | y) itself. Samples: one pixel after the other, but a
-hidden unit is ready once its pixels are, so 784 pixels cost one pass through the network in all. p(x): exact. Latent:
-none. Good at: likelihoods, fast and honest. Bad at: sharp shapes, since it knows nothing of rows, columns and strokes.
+Trains: binary cross-entropy, summed over pixels; it is −log p(x | y) itself, in nats (divided by 784 ln 2: in bits per
+dimension). Samples: pixel after pixel; a hidden unit is done once its pixels are, so all 784 cost the multiplications
+of one pass. p(x): exact. Latent, a hidden code behind the picture: none. Good at: likelihoods, fast and honest. Bad at:
+sharp shapes, since it knows nothing of rows, columns and strokes.
 
 The class enters as a bias of each layer and is hidden from half of the digits, so one network gives p(x) and p(x | y).
-The mixture log p(x) = log Σ_y p(y) p(x | y) is exact as well, better, and reads digits by Bayes' rule. With --orderings
-K the masks of K orders of the pixels are trained in turn, and the ensemble is log 1/K Σ_k p_k(x): likelihoods are
-averaged, never logits.
+The mixture p(x) = Σ_y p(y) p(x | y) is exact too, fits better, and reads digits by Bayes' rule. With --orderings K, the
+masks of K orders of the pixels are trained in turn and log p(x) = log (1/K) Σ_k p_k(x): likelihoods are averaged, never
+logits (samples are drawn in the first order).
 
 What you will see. `python made.py` on MNIST and @MACHINE: @TRAIN s of training, @AFTER s of pictures.
 
 @LOG
 
-Test set, binarised once, exact, in nats (± one standard error): −log p(x) = @MIX ± @SE with the class summed out, @UNTOLD
-from the network that is not told the class; −log p(x | y) = @TOLD. Untrained: 784 ln 2 = 543.4; each pixel on its own:
-@ALONE. Bayes' rule reads @BAYES % of the test digits right. 64 samples take @SAMPLE s. In out/made: samples, completion,
-likely, masks, dependencies, curve (.png), pixel_by_pixel and growth (.gif), metrics.json, model.pt.
+Test set, binarised once, exact, in nats (± one standard error): −log p(x) = @MIX ± @SE with the class summed out, and
+@UNTOLD from the network that is not told the class; −log p(x | y) = @TOLD. Untrained: 784 ln 2 = 543.4; each pixel on its
+own: @ALONE. Bayes' rule reads @BAYES % of the test digits. 64 samples take @SAMPLE s. In out/made: samples, completion,
+likely, masks, dependencies, curve (.png), pixel_by_pixel, growth (.gif).
 On one GPU: `python made.py --steps 60000 --hidden 4000 --orderings 32` (not yet measured).
 
-What differs from the paper. Digits are binarised afresh at every step, not once: lower by about 2 nats, so compare with
-that protocol alone. Degrees are spread evenly, not drawn. Adam, one cosine of the learning rate, a class. With several
-orderings the hidden degrees stay, only the pixels' order changes.
+What differs from the paper. Digits are binarised afresh at every step, not once: about 2 nats lower, so compare with
+that protocol alone. Degrees are spread evenly, not drawn, and are the same in all orderings. A second hidden layer
+adds to the first (residual, as in Durkan & Nash 2019). Adam, one cosine of the learning rate, a class.
 
-References: Germain, Gregor, Murray & Larochelle 2015 (arXiv:1502.03509), eqs. 8 to 13 for the masks; NADE: Larochelle &
-Murray 2011.
+References: Germain, Gregor, Murray & Larochelle 2015 (arXiv:1502.03509), section 4 for the masks; NADE: Larochelle &
+Murray 2011; residual masks: Durkan & Nash 2019 (1904.05626).
 Read before: nothing. Next: pixelcnn.py, which knows what a row is.
 
 Things to break, one line each:
-  1. In `__init__`, let the output mask be >= instead of >: each pixel sees itself, the loss falls to 0, samples are noise.
-  2. In `update`, binarise by `(x[i] > 127).float()`: the training loss falls far below the validation loss.
-  3. In `log_prob`, take `mean(2)` for `sum(2)`: the loss is 784 times smaller, and so is every figure: none can be compared.
+  1. In `__init__`, make the output mask >= for >: each pixel sees itself, the loss falls to 0, samples are rubbish.
+  2. In `update`, put (x[i] > 127).float() for binarise(x[i]): training falls far below validation.
+  3. In `update`, hide every class (0.5 to 1.1): samples ignore the class, Bayes' rule reads one digit in ten.
 """
 import argparse
 import io
@@ -66,7 +68,7 @@ from data import mnist
 # %% Settings: name, the published run's value, what it is. `python made.py --help` prints them.
 NAME, LOSS, ITEM = "made", "-log p in nats", "digits"
 FLAGS = {
-    "steps": (6000, "optimiser steps"),
+    "steps": (8000, "optimiser steps"),
     "batch_size": (256, "digits per step"),
     "lr": (4e-3, "peak learning rate of Adam"),
     "hidden": (1024, "units in a hidden layer"),
@@ -83,10 +85,10 @@ class MADE(nn.Module):
         self.D, self.orderings, sizes = D, orderings, [D] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         self.label = nn.ModuleList(nn.Embedding(11, n) for n in (*sizes[1:], D))  # 10 stands for "not told"
-        self.out, self.direct = nn.Linear(sizes[-1], D), nn.Linear(D, D, bias=False)
+        self.out, self.direct = nn.Linear(sizes[-1], D), nn.Linear(D, D, bias=False)  # direct: from pixels to logits
         for k in range(orderings):
             order = torch.arange(D) if k == 0 else torch.randperm(D, generator=torch.Generator().manual_seed(k))
-            degrees = [order.argsort() + 1]  # a pixel's degree is its place in the order, 1..D
+            degrees = [order.argsort() + 1]  # a pixel's and its output's degree is its place in the order, 1..D
             for n in sizes[1:]:  # a hidden unit of degree m sees the first m pixels; degrees are spread evenly
                 degrees.append(1 + torch.arange(n) * (D - 1) // n)
             for i, (seen, m) in enumerate(zip(degrees, degrees[1:])):
@@ -103,7 +105,8 @@ class MADE(nn.Module):
         y = torch.full((len(x),), 10, device=x.device) if y is None else y
         h = x
         for i, layer in enumerate(self.hidden):
-            h = F.relu(F.linear(h, layer.weight * self.get_buffer(f"mask_{k}_{i}"), layer.bias) + self.label[i](y))
+            new = F.relu(F.linear(h, layer.weight * self.get_buffer(f"mask_{k}_{i}"), layer.bias) + self.label[i](y))
+            h = new if i == 0 else h + new  # equal degrees, unit by unit: a residual layer keeps the order
         logits = F.linear(h, self.out.weight * self.get_buffer(f"mask_{k}_out"), self.out.bias) + self.label[-1](y)
         return logits + F.linear(x, self.direct.weight * self.get_buffer(f"mask_{k}_direct"))
 
@@ -123,27 +126,27 @@ class MADE(nn.Module):
         """n digits (n, 1, 28, 28) in {0, 1}; y is None, a class or (n,) classes.
 
         A hidden unit of degree m waits for the first m pixels and never changes again, so each unit is computed once:
-        784 pixels cost one pass through the network, not 784. `given` (n, m) are the first m pixels in ordering k, to
+        784 pixels cost the multiplications of one pass, not of 784. `given` (n, g): the first g pixels in ordering k, to
         be completed; `watch`, a list, collects the digits as they grow.
         """
         y = torch.as_tensor(10 if y is None else y, device=self.out.bias.device).expand(n)
-        order, *degrees = self.get_buffer(f"degrees_{k}").split([self.D, *(len(layer.bias) for layer in self.hidden)])
+        place, *degrees = self.get_buffer(f"degrees_{k}").split([self.D, *(len(layer.bias) for layer in self.hidden)])
         weights = [layer.weight * self.get_buffer(f"mask_{k}_{i}") for i, layer in enumerate(self.hidden)]
         bias = [layer.bias + label(y) for layer, label in zip((*self.hidden, self.out), self.label)]  # (n, units)
         out = self.out.weight * self.get_buffer(f"mask_{k}_out")
         direct = self.direct.weight * self.get_buffer(f"mask_{k}_direct")
         x, h = self.out.bias.new_zeros(n, self.D), [torch.zeros_like(b) for b in bias[:-1]]
-        units = [[(d == m).nonzero()[:, 0] for m in range(1, self.D + 1)] for d in degrees]
-        for m, pixel in enumerate(order.argsort().tolist()):  # the pixel whose place in the order is m + 1
+        ready = [[(d == j + 1).nonzero()[:, 0] for j in range(self.D)] for d in degrees]  # units that wait for pixel j
+        for j, pixel in enumerate(place.argsort().tolist()):
             logit = h[-1] @ out[pixel] + x @ direct[pixel] + bias[-1][:, pixel]
             u = torch.rand(n, device=x.device)
-            x[:, pixel] = given[:, m] if given is not None and m < given.shape[1] else (u < logit.sigmoid()).to(x)
-            below = x
+            x[:, pixel] = given[:, j] if given is not None and j < given.shape[1] else (u < logit.sigmoid()).to(x)
             for i, weight in enumerate(weights):
-                new = units[i][m]  # the units that now have seen all they wait for
-                h[i][:, new] = F.relu(F.linear(below, weight[new]) + bias[i][:, new])
-                below = h[i]
-            if watch is not None and m % 28 == 27:
+                new = ready[i][j]
+                h[i][:, new] = F.relu(F.linear(h[i - 1] if i else x, weight[new]) + bias[i][:, new])
+                if i:
+                    h[i][:, new] += h[i - 1][:, new]
+            if watch is not None and j % 28 == 27:
                 watch.append(x.view(n, 1, 28, 28).clone())
         return x.view(n, 1, 28, 28)
 
@@ -169,14 +172,16 @@ def start(argv):
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it had")
     s = parser.parse_args(argv)
     path, run = Path(s.out, "model.pt"), {"step": 0, "seconds": 0.0, "curve": [], "frames": [], "state": {}}
-    if s.resume and path.exists():
+    if s.resume and not path.exists():
+        print(f"{path} is not there: starting at step 0")
+    elif s.resume:
         run = read_run(path)
         parser.set_defaults(**run["settings"])  # for all that the command line does not say
         s = parser.parse_args(argv)
     for name, value in vars(s).items():
         least = 1 if type(value) is int and name != "seed" else 0
         if type(value) in (int, float) and not least <= value < 2**31:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+            parser.error(f"--{name.replace('_', '-')} must be a number from {least} to {2**31 - 1}, not {value}")
     if s.stand_in not in ("auto", "always", "never"):
         parser.error(f"--stand-in is auto, always or never, not {s.stand_in}")
     try:
@@ -185,10 +190,11 @@ def start(argv):
         parser.error(f"--device {s.device} is not to be had on this machine")
     s.out, run["name"] = Path(s.out), NAME
     run["settings"] = {name: vars(s)[name] for name in (*FLAGS, "seed", "stand_in")}
-    for old in [] if s.resume else [f for f in (path, s.out / "metrics.json") if f.exists()]:
-        k = next(k for k in range(1, 10**6) if not old.with_stem(f"{old.stem}-{k}").exists())
+    kept = [] if s.resume else [f for f in (path, s.out / "metrics.json") if f.exists()]  # of a run before this one
+    k = next(k for k in range(1, 10**6) if not any(s.out.glob(f"*-{k}.*")))
+    for old in kept:
         print(f"{old} of the run before is now {old.rename(old.with_stem(f'{old.stem}-{k}'))}")
-    write(s.out / "settings.json", json.dumps(run["settings"], indent=1).encode())  # or stop now, not in ten minutes
+    write(s.out / "settings.json", json.dumps(run["settings"], indent=1).encode())  # fails now, not later
     return s, run
 
 def write(path, blob):
@@ -223,7 +229,7 @@ def restore(parts, state):
 def mixed(device):
     """bfloat16 autocast where the hardware computes in it, else nothing."""
     cpu = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = torch.cuda.is_bf16_supported() if "cuda" in device else cpu.get("avx512_bf16") or cpu.get("amx_tile")
+    fast = torch.cuda.is_bf16_supported(False) if "cuda" in device else cpu.get("avx512_bf16") or cpu.get("amx_tile")
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bool(fast))
 
 def train(s, run, parts, update, validate, draw):
@@ -235,14 +241,15 @@ def train(s, run, parts, update, validate, draw):
     if run["state"]:
         restore(parts, run["state"])
     stop, losses, terminal = [], [], sys.stdout.isatty()
+    # The first Ctrl-C only asks for a stop after the step, a second one is as usual.
     usual = signal.signal(signal.SIGINT, lambda *_: (stop.append(1), signal.signal(signal.SIGINT, usual)))
     begun = told = saved = time.perf_counter()
-    first, before, pause = run["step"], run["seconds"], SAVE_EVERY
-    while run["step"] < s.steps and not stop:
+    first, before, pause, last = run["step"], run["seconds"], SAVE_EVERY, run["step"] >= s.steps
+    while not last:
         torch.manual_seed((s.seed << 32) + run["step"])
         losses.append(update(run["step"]).detach())
         run["step"] += 1
-        now, last = time.perf_counter(), run["step"] == s.steps or bool(stop)
+        now, last = time.perf_counter(), run["step"] >= s.steps or bool(stop)
         if last or now - told > (0.5 if terminal else 10) or now - saved > pause:
             values, told, rate = torch.stack(losses).tolist(), now, (run["step"] - first) / (now - begun)
             if not math.isfinite(sum(values)):
@@ -261,7 +268,7 @@ def train(s, run, parts, update, validate, draw):
             torch.save(run, blob)
             write(s.out / "model.pt", blob.getvalue())
             saved, losses = time.perf_counter(), []
-            pause = max(SAVE_EVERY, run["seconds"] / 20, 15 * (saved - now))
+            pause = max(SAVE_EVERY, run["seconds"] / 20, 15 * (saved - now))  # saving takes a 16th of the time at most
     signal.signal(signal.SIGINT, usual)
     if stop:
         print(f"stopped after step {run['step']:,} and saved: --resume goes on from there, Ctrl-C leaves now")
@@ -302,7 +309,7 @@ def finish(s, run, results, levels):
         ax.axhline(level, ls="--", lw=1, color="gray")
         ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
     ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
-    ax.legend()
+    ax.legend(loc="center right")
     picture(s, "curve.png", fig)
     for name, value in results.items():
         print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}")
@@ -339,7 +346,7 @@ def draw_all(s, run, model, x, y, nats):
             len(layers) - 3), "hidden to logits", "pixels to logits"]):
         ax.imshow(model.get_buffer(name).cpu(), cmap="gray_r", aspect="auto", interpolation="nearest")
         ax.set(title=title, xlabel="from unit", ylabel="to unit")
-    fig.suptitle("the masks: black wires are kept; whatever the layer, none leads from a pixel to one before it")
+    fig.suptitle("the masks: black wires are kept. No way leads from a pixel to its own logit or to one before it")
     picture(s, "masks.png", fig)
 
     fig = Figure(figsize=(9, 3.4), layout="constrained")
@@ -395,7 +402,7 @@ def main(argv=None):
     @torch.no_grad()
     def nats(digits, labels=None):
         """−log p of each digit, (N,)."""
-        parts = zip(digits.split(1000), [None] * 10 if labels is None else labels.split(1000))
+        parts = zip(digits.split(1000), [None] * len(digits) if labels is None else labels.split(1000))
         return -torch.cat([model.log_prob(*part) for part in parts])
 
     def validate():
@@ -409,7 +416,8 @@ def main(argv=None):
 
     train(s, run, {"model": model, "optimizer": optimizer}, update, validate, draw)
 
-    done, told = time.perf_counter(), torch.stack([nats(b_test, torch.full_like(y_test, d)) for d in range(10)], 1)
+    done = time.perf_counter()
+    told = torch.stack([nats(b_test, torch.full_like(y_test, d)) for d in range(10)], 1)
     mixture = math.log(10) - torch.logsumexp(-told, 1)  # (N,): log p(x) = log Σ_y p(y) p(x | y), a tenth for each class
     right, untold = told.gather(1, y_test[:, None])[:, 0], nats(b_test)
     draw_all(s, run, model, b_test, y_test, right)

@@ -93,8 +93,8 @@ def test_bound_terms_of_the_optimal_denoiser_are_the_closed_form():
 
 def test_first_term_is_a_probability_over_the_256_grey_levels():
     """exp(−L_0), summed over all grey levels of a pixel, is 1: each level gets its share of the Gaussian."""
-    model = ddpm.DDPM(channels=8).double()
-    levels = torch.arange(256).double().view(256, 1, 1, 1).expand(256, 1, 28, 28) / 127.5 - 1
+    model = ddpm.DDPM(channels=8)
+    levels = torch.arange(256).view(256, 1, 1, 1).expand(256, 1, 28, 28) / 127.5 - 1
     model.q_sample = lambda x0, t, eps: torch.full_like(x0, 0.2)  # the same x_1 for every level
     model.x0_hat = lambda x, t, eps: torch.full_like(x, 0.2)
     torch.manual_seed(0)
