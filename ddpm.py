@@ -11,9 +11,10 @@ back, and a digit appears that nobody wrote. ᾱ_t, the share of the digit in x_
     x_t = √ᾱ_t x0 + √(1 − ᾱ_t) ε,   ε ~ N(0, I)        t steps of noise in one stroke
     loss = E |ε − ε̂(x_t, t, y)|²                       ε̂, the network, names the noise, given the time and the class
 
-Trains: pick a digit, a t and an ε; it is plain regression. Samples: from t = T down to 0, guess ε, with it x0, and go to
-a slightly cleaner x between the two; DDIM takes long strides, so 15 will do. p(x): a lower bound only, in T + 1 terms. Latent: x_T, as large as the image; DDIM has no randomness on the way, so it also runs backwards, and two digits
-can be mixed. Good at: sample quality, stable training. Bad at: speed, since a sample takes many network calls.
+Trains: pick a digit, a t and an ε; it is plain regression. Samples: from t = T down to 0, guess ε, with it x0, and go
+to a slightly cleaner x between the two; DDIM takes long strides, so 15 will do. p(x): a lower bound only, T + 1 terms.
+Latent: x_T, as large as the image; DDIM has no randomness on the way, so it also runs backwards, and two digits can be
+mixed. Good at: sample quality, stable training. Bad at: speed, since a sample takes many network calls.
 
 Why it works: ε̂ is a score, the gradient of a log-density. Given x0, x_t is Gaussian with standard deviation
 σ_t = √(1 − ᾱ_t), so ∇ log q(x_t | x0) = −(x_t − √ᾱ_t x0) / σ_t² = −ε / σ_t. The best guess of ε averages over every

@@ -29,17 +29,17 @@ What you will see. `python made.py` on MNIST and @MACHINE: @TRAIN s of training,
 @LOG
 
 Test set, binarised once, exact, in nats (± one standard error): −log p(x) = @MIX ± @SE with the class summed out, and
-@UNTOLD from the network that is not told the class; −log p(x | y) = @TOLD. Untrained: 784 ln 2 = 543.4; each pixel on its
-own: @ALONE. Bayes' rule reads @BAYES % of the test digits. 64 samples take @SAMPLE s. In out/made: samples, completion,
-likely, masks, dependencies, curve (.png), pixel_by_pixel, growth (.gif).
+@UNTOLD from the network that is not told the class; −log p(x | y) = @TOLD. Untrained: 784 ln 2 = 543.4; each pixel on
+its own: @ALONE. Bayes' rule reads @BAYES % of the test digits. 64 samples take @SAMPLE s. In out/made: samples,
+completion, likely, masks, dependencies, curve (.png), pixel_by_pixel, growth (.gif).
 On one GPU: `python made.py --steps 60000 --hidden 4000 --orderings 32` (not yet measured).
 
 What differs from the paper. Digits are binarised afresh at every step, not once: about 2 nats lower, so compare with
 that protocol alone. Degrees are spread evenly, not drawn, and are the same in all orderings. A second hidden layer
-adds to the first (residual, as in Durkan & Nash 2019). Adam, one cosine of the learning rate, a class.
+adds to the first (residual, as in Nash & Durkan 2019). Adam, one cosine of the learning rate, a class.
 
 References: Germain, Gregor, Murray & Larochelle 2015 (arXiv:1502.03509), section 4 for the masks; NADE: Larochelle &
-Murray 2011; residual masks: Durkan & Nash 2019 (1904.05626).
+Murray 2011; residual masks: Nash & Durkan 2019 (1904.05626).
 Read before: nothing. Next: pixelcnn.py, which knows what a row is.
 
 Things to break, one line each:
@@ -126,8 +126,8 @@ class MADE(nn.Module):
         """n digits (n, 1, 28, 28) in {0, 1}; y is None, a class or (n,) classes.
 
         A hidden unit of degree m waits for the first m pixels and never changes again, so each unit is computed once:
-        784 pixels cost the multiplications of one pass, not of 784. `given` (n, g): the first g pixels in ordering k, to
-        be completed; `watch`, a list, collects the digits as they grow.
+        784 pixels cost the multiplications of one pass, not of 784. `given` (n, g): the first g pixels in ordering k,
+        to be completed; `watch`, a list, collects the digits as they grow.
         """
         y = torch.as_tensor(10 if y is None else y, device=self.out.bias.device).expand(n)
         place, *degrees = self.get_buffer(f"degrees_{k}").split([self.D, *(len(layer.bias) for layer in self.hidden)])

@@ -13,23 +13,23 @@ MU, S2 = 0.1, 0.03**2  # data N(MU, S2) in every pixel: narrow, so that clamping
 class OptimalNet(nn.Module):
     """v̂ = E[v | x_t] for that data, in place of the U-Net."""
 
-    def __init__(self, alpha_bar):
+    def __init__(self, alpha_bar, s2):
         super().__init__()
-        self.alpha_bar, self.asked = alpha_bar, []
+        self.alpha_bar, self.s2, self.asked = alpha_bar, s2, []
 
     def forward(self, x, t, y):
         self.asked += t.tolist()
         a = self.alpha_bar[t].view(-1, 1, 1, 1).to(x)
-        x0 = MU + a.sqrt() * S2 / (a * S2 + 1 - a) * (x - a.sqrt() * MU)  # E[x0 | x_t]
+        x0 = MU + a.sqrt() * self.s2 / (a * self.s2 + 1 - a) * (x - a.sqrt() * MU)  # E[x0 | x_t]
         eps = (x - a.sqrt() * x0) / (1 - a).sqrt()
         return a.sqrt() * eps - (1 - a).sqrt() * x0
 
 
-def optimal(T=1000):
+def optimal(T=1000, s2=S2):
     model = ddpm.DDPM(channels=8, timesteps=T).double()
     beta = torch.linspace(0.1, 20, T, dtype=torch.float64).div(T).clamp(max=0.999)  # the same chain in float64
     model.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - beta).cumprod(0)])
-    model.net = OptimalNet(model.alpha_bar)
+    model.net = OptimalNet(model.alpha_bar, s2)
     return model
 
 
@@ -122,7 +122,7 @@ def test_elbo_sums_every_term_once_and_bounds_the_likelihood():
     assert elbo.shape == (8,) and (elbo < exact).all()
     torch.manual_seed(3)
     terms = [model.bound_term(2 * x - 1, torch.full((8,), t)) for t in range(1, 31)]
-    assert torch.allclose(elbo, -(sum(terms) + model.prior_term(2 * x - 1)).float(), rtol=1e-5)
+    assert torch.allclose(elbo.double(), -(sum(terms) + model.prior_term(2 * x - 1)).double(), rtol=1e-5)
 
 
 def test_test_bound_agrees_with_the_closed_form():
@@ -137,14 +137,14 @@ def test_test_bound_agrees_with_the_closed_form():
 
 @pytest.mark.parametrize("ancestral, steps", [(True, 1000), (True, 1), (False, 200)])
 def test_samples_with_the_optimal_denoiser_have_the_data_s_mean_and_variance(ancestral, steps):
-    model = optimal()
+    model = optimal(s2=0.2**2)
     torch.manual_seed(0)
     *_, (t, x, _) = model.chain(torch.randn(16, 1, 28, 28).double(), steps=steps, ancestral=ancestral)
-    assert t == 0 and x.mean().item() == pytest.approx(MU, abs=0.002)
+    assert t == 0 and x.mean().item() == pytest.approx(MU, abs=0.01)
     if steps == 1:  # one stride: the mean of all data, and no noise is added at the end
-        assert x.std().item() < 1e-3
+        assert x.std().item() < 1e-2
     else:
-        assert x.std().item() == pytest.approx(math.sqrt(S2), rel=0.05)
+        assert x.std().item() == pytest.approx(0.2, rel=0.04)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
@@ -157,9 +157,9 @@ def test_every_time_asked_for_in_sampling_is_one_that_training_draws(steps):
         assert asked[0] == 50 and min(asked) >= 1 and asked == sorted(set(asked), reverse=True) and len(asked) <= steps
         assert len(asked) == steps or not ancestral
     model.net.asked.clear()
-    for seed in range(20):
-        torch.manual_seed(seed)
-        model.loss(gaussian_data(100), torch.zeros(100, dtype=torch.long))
+    x0 = gaussian_data(1000)
+    for _ in range(3):
+        model.loss(x0, torch.zeros(1000, dtype=torch.long))
     assert set(model.net.asked) == set(range(1, 51))
 
 
