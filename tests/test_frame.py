@@ -30,14 +30,13 @@ def flags(name, out, more=""):
     return [*shlex.split(f"{TINY[name]} {COMMON}"), "--out", str(out), *shlex.split(more)]
 
 
-def run(name, out, more="", cwd=ROOT, save_every=None, **how):
-    """Run a chapter as a user would; `save_every` seconds instead of the usual."""
+def run(name, out, more="", cwd=ROOT, bare=False, save_every=20, **how):
+    """Start a chapter as a user would; `bare` leaves the pictures of the idea out and can hasten the saving."""
     command = [sys.executable, f"{name}.py", *flags(name, out, more)]
-    if save_every is not None:
-        body = f"import {name}; {name}.SAVE_EVERY = {save_every}; {name}.main({command[2:]!r})"
-        command = [sys.executable, "-c", body]
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"} | how
-    return subprocess.Popen(command, cwd=cwd, **how)
+    if bare:
+        command[1:] = ["-c", f"import {name} as m; m.draw_all = lambda *a: None; m.SAVE_EVERY = {save_every}; "
+                             f"m.main({command[2:]!r})"]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
 
 
 def finished(process, status=0):
@@ -60,10 +59,19 @@ def done(request, tmp_path_factory):
     return request.param, out, finished(run(request.param, out))[0]
 
 
+@pytest.fixture
+def copy(done, tmp_path):
+    """(name, a copy of that folder to play with)."""
+    shutil.copytree(done[1], tmp_path / "out")
+    return done[0], tmp_path / "out"
+
+
 def test_a_run_leaves_what_it_promises(done):
     name, out, printed = done
     left = {f.name for f in out.iterdir()}
     assert {"samples.png", "curve.png", "growth.gif", "metrics.json", "model.pt", "settings.json"} <= left
+    opening = importlib.import_module(name).__doc__
+    assert all(f.rsplit(".", 1)[0] in opening for f in left if f.endswith(("png", "gif"))), "a picture not announced"
     assert not [f for f in left if f.endswith(".part")]
     assert printed.isascii()  # or a Windows log file would break the run
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
@@ -81,10 +89,10 @@ def test_load_gives_a_model_that_samples(done):
         assert x.shape == (3, 1, 28, 28) and x.min() >= 0 and x.max() <= 1
 
 
-def test_a_new_run_never_overwrites_an_old_one(done):
-    name, out, _ = done
+def test_a_new_run_never_overwrites_an_old_one(copy):
+    name, out = copy
     old = {f: (out / f).read_bytes() for f in ("model.pt", "metrics.json")}
-    printed, _ = finished(run(name, out, "--seed 1"))
+    printed, _ = finished(run(name, out, "--seed 1", bare=True))
     assert "model-1.pt" in printed
     assert (out / "model-1.pt").read_bytes() == old["model.pt"] != (out / "model.pt").read_bytes()
     assert (out / "metrics-1.json").read_bytes() == old["metrics.json"]
@@ -92,44 +100,37 @@ def test_a_new_run_never_overwrites_an_old_one(done):
 
 @chapters
 def test_killed_and_resumed_equals_never_interrupted(name, tmp_path):
-    more = "--steps 250"
-    whole = run(name, tmp_path / "whole", more)
-    finished(whole)
-    process = run(name, tmp_path / "killed", more, save_every=0)
-    began = time.time()
+    finished(run(name, tmp_path / "whole", "--steps 250", bare=True))
+    process = run(name, tmp_path / "killed", "--steps 250", bare=True, save_every=0)
     while not (tmp_path / "killed" / "model.pt").exists():
-        assert process.poll() is None and time.time() - began < 120
+        assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(0.3)
     process.kill()
     process.communicate()
     step = torch.load(tmp_path / "killed" / "model.pt", weights_only=True)["step"]
     assert 0 < step < 250
-    finished(run(name, tmp_path / "killed", f"{more} --resume"))
+    finished(run(name, tmp_path / "killed", "--steps 250 --resume", bare=True))
     a, b = (torch.load(tmp_path / d / "model.pt", weights_only=True) for d in ("whole", "killed"))
-    assert a["step"] == b["step"] == 250
-    for part in ("model", "average"):
-        if part in a["state"]:
-            assert all(torch.equal(v, b["state"][part][k]) for k, v in a["state"][part].items())
-    for k, v in a["state"]["optimizer"]["state"].items():
-        assert all(torch.equal(torch.as_tensor(t), torch.as_tensor(b["state"]["optimizer"]["state"][k][n]))
-                   for n, t in v.items())
+    assert a["step"] == b["step"] == 250 and a["state"].keys() == b["state"].keys()
+    for part in a["state"].keys() - {"optimizer"}:
+        assert all(torch.equal(v, b["state"][part][k]) for k, v in a["state"][part].items())
+    for k, moments in a["state"]["optimizer"]["state"].items():
+        assert all(torch.equal(v, b["state"]["optimizer"]["state"][k][n]) for n, v in moments.items())
 
 
-@chapters
-def test_resume_keeps_the_flags_of_the_run(name, tmp_path):
-    finished(run(name, tmp_path, "--steps 2 --seed 5 --lr 1e-4"))
-    command = [sys.executable, f"{name}.py", "--resume", "--out", str(tmp_path), "--steps", "4", "--device", "cpu"]
-    finished(subprocess.Popen(command, cwd=ROOT, text=True, stdout=-1, stderr=-1))
-    saved = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert saved["step"] == 4 and saved["settings"]["seed"] == 5 and saved["settings"]["lr"] == 1e-4
-    assert saved["settings"]["batch_size"] == 8
+def test_resume_keeps_the_flags_of_the_run(copy):
+    name, out = copy
+    argv = ["--resume", "--out", str(out), "--steps", "5", "--lr", "1e-4", "--device", "cpu"]
+    command = f"import {name} as m; m.draw_all = lambda *a: None; m.main({argv!r})"
+    finished(subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, text=True, stdout=-1, stderr=-1))
+    saved = torch.load(out / "model.pt", weights_only=True)
+    assert saved["step"] == 5 and saved["settings"]["batch_size"] == 8 and saved["settings"]["lr"] == 1e-4
 
 
 @POSIX
 @chapters
-def test_ctrl_c_stops_after_a_step_and_still_draws(name, tmp_path):
-    process = run(name, tmp_path, "--steps 1000000", save_every=0)
+def test_ctrl_c_stops_after_a_step_and_still_evaluates(name, tmp_path):
+    process = run(name, tmp_path, "--steps 1000000", bare=True, save_every=0)
     while not (tmp_path / "model.pt").exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -159,35 +160,31 @@ def test_bad_flags_get_one_sentence_and_status_2(name, bad, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", "another chapter", "cut short"])
 @chapters
-def test_bad_saved_runs_are_refused(name, tmp_path):
-    other = CHAPTERS[CHAPTERS.index(name) - 1]
-    for damage in (b"", b"no checkpoint", None):
-        if damage is None:
-            torch.save({"name": other}, tmp_path / "model.pt")
-        else:
-            (tmp_path / "model.pt").write_bytes(damage)
-        assert "model.pt" in refused(run(name, tmp_path, "--resume"))
+def test_bad_saved_runs_are_refused(name, damage, tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"name": "another"}, path)
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage != "another chapter":
+        path.write_bytes(damage)
+    with pytest.raises(OSError, match="model.pt"):  # which the last lines of a script turn into status 2, as below
+        importlib.import_module(name).main(flags(name, tmp_path, "--resume"))
 
 
-@chapters
-def test_a_saved_run_of_another_size_is_refused(name, tmp_path):
-    finished(run(name, tmp_path))
-    before = (tmp_path / "model.pt").read_bytes()
+def test_a_saved_run_of_another_size_is_refused(copy):
+    name, out = copy
+    before = (out / "model.pt").read_bytes()
     size = {"ddpm": "--channels 16", "made": "--hidden 40"}[name]
-    assert "does not fit" in refused(run(name, tmp_path, f"--resume --steps 9 {size}"))
-    assert (tmp_path / "model.pt").read_bytes() == before
+    assert "does not fit" in refused(run(name, out, f"--resume --steps 9 {size}"))
+    assert (out / "model.pt").read_bytes() == before
 
 
 @chapters
 def test_data_that_cannot_be_read_is_refused(name, tmp_path):
-    (tmp_path / "data").mkdir()
-    for file in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"):
-        (tmp_path / "data" / file).write_bytes(b"\x1f\x8b cut short")
-    script = f"import data; data.FOLDER = __import__('pathlib').Path({str(tmp_path / 'data')!r}); import runpy, sys; "
-    script += f"sys.argv = {[f'{name}.py', *flags(name, tmp_path / 'out', '--stand-in auto')]!r}; "
-    script += f"runpy.run_path('{name}.py', run_name='__main__')"
-    err = refused(subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, stdout=-1, stderr=-1))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b cut short")
+    err = refused(run(name, tmp_path / "out", "--stand-in auto", env=os.environ | {"DATA_DIR": str(tmp_path)}))
     assert "train-images-idx3-ubyte.gz is damaged" in err
 
 
@@ -198,20 +195,20 @@ def test_an_out_folder_that_cannot_be_written_is_refused_at_once(name, tmp_path)
     if os.name == "posix":
         (tmp_path / "locked").mkdir(mode=0o500)
         locked = tmp_path / "locked" if os.geteuid() else Path("/proc/locked")  # root may write to any real folder
-        assert "cannot write" in refused(run(name, locked / "out"))
+        with pytest.raises(OSError, match="cannot write"):
+            importlib.import_module(name).main(flags(name, locked / "out"))
 
 
 @POSIX
-@chapters
-def test_a_full_disk_is_said_and_costs_nothing_that_was_saved(name, tmp_path):
+def test_a_full_disk_is_said_and_costs_nothing_that_was_saved(copy):
     import resource
-    finished(run(name, tmp_path))
-    before = (tmp_path / "model.pt").read_bytes()
-    full = run(name, tmp_path, "--resume --steps 6", preexec_fn=lambda: resource.setrlimit(  # no file beyond 3 kB
+    name, out = copy
+    before = (out / "model.pt").read_bytes()
+    full = run(name, out, "--resume --steps 6", preexec_fn=lambda: resource.setrlimit(  # no file beyond 3 kB
         resource.RLIMIT_FSIZE, (3000, 3000)))
     assert "cannot write" in refused(full)
-    assert (tmp_path / "model.pt").read_bytes() == before
-    assert not list(tmp_path.glob("*.part"))
+    assert (out / "model.pt").read_bytes() == before
+    assert not list(out.glob("*.part"))
 
 
 @chapters
@@ -247,7 +244,6 @@ def commands(path):
                                          for c in commands(ROOT / f) if not c.startswith(("data.py", "benchmarks"))}))
 def test_every_command_printed_runs(line, tmp_path):
     name, *rest = shlex.split(line)
-    name = name.removesuffix(".py")
-    finished(run(name, tmp_path, ""))  # for commands that resume
-    command = [sys.executable, f"{name}.py", *rest, *flags(name, tmp_path)]
+    command = [sys.executable, name, *rest, *flags(name.removesuffix(".py"), tmp_path)]
     finished(subprocess.Popen(command, cwd=ROOT, text=True, stdout=-1, stderr=-1))
+    assert (tmp_path / "metrics.json").exists()

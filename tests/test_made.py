@@ -95,15 +95,15 @@ def test_sampling_gives_the_same_pixels_as_the_plain_way(layers, k, y):
 
 
 def test_sampling_follows_the_conditionals():
-    """Of 40,000 samples' first three pixels, all eight patterns come as often as log_prob's factors say."""
+    """Of 8,000 samples' first three pixels, all eight patterns come as often as log_prob's factors say."""
     model = model_of(D=784, hidden=100, scale=0.05)
     torch.manual_seed(1)
     patterns = torch.tensor([[(n >> i) & 1 for i in range(3)] for n in range(8)]).double()
     logits = model(torch.nn.functional.pad(patterns, (0, 781)))[:, :3]
     p = torch.where(patterns == 1, logits.sigmoid(), 1 - logits.sigmoid()).prod(1)
-    draws = torch.cat([model.sample(4000)[:, 0, 0, :3] for _ in range(5)])
-    seen = torch.bincount((draws @ torch.tensor([1.0, 2, 4]).double()).long(), minlength=8) / 20000
-    assert torch.allclose(p.sum(), torch.ones(1).double()) and torch.allclose(seen.double(), p, atol=0.015)
+    draws = model.sample(8000)[:, 0, 0, :3]
+    seen = torch.bincount((draws @ torch.tensor([1.0, 2, 4]).double()).long(), minlength=8) / 8000
+    assert torch.allclose(p.sum(), torch.ones(1).double()) and torch.allclose(seen.double(), p, atol=0.025)
 
 
 def test_given_pixels_are_kept_and_the_rest_is_conditioned_on_them():
