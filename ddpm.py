@@ -21,7 +21,7 @@ Why it works: ε̂ is a score, the gradient of a log-density. Given x0, x_t is G
 x0 that may hide in x_t, and that average of gradients is the gradient of the noisy digits' own log-density:
 ∇ log q(x_t) = −E[ε | x_t] / σ_t ≈ −ε̂ / σ_t. To name the noise is to know which way the digits lie.
 
-What you will see. `python ddpm.py` on MNIST and a 2-core CPU (AMD EPYC, AVX2, float32): 337 s of training, 50 s of pictures.
+What you will see. `python ddpm.py` on MNIST and 2 CPU cores (AMD EPYC, float32): 337 s of training, 50 s of pictures.
 
     step 115/3,600  weighted noise error 0.3600  734 digits/s  5 min 04 s left
     step 1,943/3,600  weighted noise error 0.0652  694 digits/s  2 min 33 s left
@@ -279,8 +279,8 @@ def start(argv):
         s = parser.parse_args(argv)
     for name, value in vars(s).items():
         least = 1 if type(value) is int and name != "seed" else 0
-        if type(value) in (int, float) and not least <= value < 2**31:
-            parser.error(f"--{name.replace('_', '-')} must be a number from {least} to {2**31 - 1}, not {value}")
+        if type(value) in (int, float) and not least <= value < (2**31 if type(value) is int else math.inf):
+            parser.error(f"--{name.replace('_', '-')} {value} is out of range, which begins at {least}")
     if s.stand_in not in ("auto", "always", "never"):
         parser.error(f"--stand-in is auto, always or never, not {s.stand_in}")
     try:

@@ -24,7 +24,7 @@ The mixture p(x) = Σ_y p(y) p(x | y) is exact too, fits better, and reads digit
 masks of K orders of the pixels are trained in turn and log p(x) = log (1/K) Σ_k p_k(x): likelihoods are averaged, never
 logits (samples are drawn in the first order).
 
-What you will see. `python made.py` on MNIST and a 2-core CPU (AMD EPYC, AVX2, float32): 357 s of training, 11 s of pictures.
+What you will see. `python made.py` on MNIST and 2 CPU cores (AMD EPYC, float32): 357 s of training, 11 s of pictures.
 
     step 236/8,000  -log p in nats 149.3775  6,031 digits/s  5 min 30 s left
     step 4,260/8,000  -log p in nats 84.5872  5,829 digits/s  2 min 44 s left
@@ -182,8 +182,8 @@ def start(argv):
         s = parser.parse_args(argv)
     for name, value in vars(s).items():
         least = 1 if type(value) is int and name != "seed" else 0
-        if type(value) in (int, float) and not least <= value < 2**31:
-            parser.error(f"--{name.replace('_', '-')} must be a number from {least} to {2**31 - 1}, not {value}")
+        if type(value) in (int, float) and not least <= value < (2**31 if type(value) is int else math.inf):
+            parser.error(f"--{name.replace('_', '-')} {value} is out of range, which begins at {least}")
     if s.stand_in not in ("auto", "always", "never"):
         parser.error(f"--stand-in is auto, always or never, not {s.stand_in}")
     try:

@@ -649,7 +649,7 @@ def test_script_without_network(tmp_path, filled):
     status, out, err = run(tmp_path, filled)
     loud = [line for line in err if "STAND-IN" in line]
     assert status == 0 and len(loud) == 2 and data.TEXT in loud[0] and data.AUDIO in loud[1]
-    assert len(re.findall("^stand-in", out, re.M)) == 2 and "MNIST: 60,000" in out and "2,700 + 300" in out
+    assert len(re.findall("^stand-in", out, re.M)) == 2 and "MNIST: 60,000" in out and "2,700 clips" in out
     check_pages(tmp_path)
 
 
