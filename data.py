@@ -179,7 +179,7 @@ def main():
     import matplotlib.pyplot as plt
     os.makedirs("out/data", exist_ok=True)
     (x, y, _, _, digits), (corpus, book), (train, _, voices) = mnist(), text(), audio()
-    print(f"{digits}: {len(x):,} images\n{book}: {len(corpus):,} letters\n{voices}: {len(train):,} clips to train on")
+    print(f"{digits}: {len(x):,} images\n{book}: {len(corpus):,} characters\n{voices}: {len(train):,} clips")
     rows = torch.stack([x[y == d][:16, 0] for d in range(10)])  # (10, 16, 28, 28)
     plt.imsave("out/data/mnist.png", rows.transpose(1, 2).reshape(280, 448), cmap="gray_r")
     plt.figure().text(.02, .98, corpus[:800], va="top", family="monospace", size=7, parse_math=False)

@@ -48,7 +48,7 @@ Read before: made.py (log-likelihoods and bits). Next: ebm.py, which learns the 
 
 Things to break, one line each:
   1. In `weight`, clamp at 1, the paper's loss: digits come as fast, but the class asked for comes late.
-  2. In `x0_hat`, take the clamp away and sample with guidance 8: strokes swell and tear.
+  2. In `x0_hat`, take the clamp away and sample with guidance 8: strokes swell.
   3. In `posterior`, return the variance times 4, and look at the last row of ddim_steps: digits drown in grain.
 """
 import argparse

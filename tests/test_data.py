@@ -636,7 +636,7 @@ def test_script_with_real_data(tmp_path):
     before = sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in REAL.iterdir())
     status, out, err = run(tmp_path, REAL)
     assert (status, err) == (0, [])
-    assert "MNIST: 60,000 + 10,000" in out and "1,115,394 characters, 65 " in out and "2,700 + 300 clips" in out
+    assert "MNIST: 60,000 images" in out and "1,115,394 characters" in out and "2,700 clips" in out
     check_pages(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in REAL.iterdir()) == before
@@ -649,7 +649,7 @@ def test_script_without_network(tmp_path, filled):
     status, out, err = run(tmp_path, filled)
     loud = [line for line in err if "STAND-IN" in line]
     assert status == 0 and len(loud) == 2 and data.TEXT in loud[0] and data.AUDIO in loud[1]
-    assert len(re.findall("^stand-in", out, re.M)) == 2 and "MNIST: 60,000" in out and "2,700 clips" in out
+    assert len(re.findall("^stand-in", out, re.M)) == 2 and "MNIST: 60,000 images" in out and "2,700 clips" in out
     check_pages(tmp_path)
 
 
