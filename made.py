@@ -45,7 +45,7 @@ Murray 2011; residual masks: Nash & Durkan 2019 (1904.05626).
 Read before: nothing. Next: pixelcnn.py, which knows what a row is.
 
 Things to break, one line each:
-  1. In `__init__`, make the direct mask >= for >: each pixel sees itself, the loss falls towards 0, samples are rubbish.
+  1. In `__init__`, make the direct mask >= for >: a pixel sees itself, the loss falls towards 0, samples are rubbish.
   2. In `update`, put (x[i] > 127).float() for binarise(x[i]): training falls far below validation.
   3. In `update`, hide every class (0.5 to 1.1): samples ignore the class, Bayes' rule reads one digit in ten.
 """
