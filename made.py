@@ -295,7 +295,7 @@ def picture(s, name, *figs):
     """Write a figure as a .png, or several as the frames of a .gif, the source of the data in the corner."""
     pages, blob = [], io.BytesIO()
     for fig in figs:
-        fig.text(0.005, 0.005, s.source, va="bottom", size=6, color="gray")
+        fig.supxlabel(s.source, x=0.005, ha="left", size=6, color="gray")
         fig.savefig(page := io.BytesIO(), dpi=120)
         pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
     pages[0].save(blob, name[-3:], **{"save_all": True, "append_images": pages[1:], "loop": 0, "duration": [
