@@ -163,14 +163,16 @@ COMMON = {
     "seed": (0, "every step's randomness comes from (seed, step) alone"),
     "device": ("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1"),
     "out": (f"out/{NAME}", "folder for all that the run makes"),
-    "stand_in": ("auto", "drawn data where the real cannot be had (auto), always, never"),
+    "stand_in": (("auto", "always", "never"), "drawn data where the real cannot be had (auto), always, never"),
 }
 
 def start(argv):
     """Settings from the command line, and the run to go on with: a new one, or after --resume the one in --out."""
     parser = argparse.ArgumentParser(prog=f"{NAME}.py", usage=argparse.SUPPRESS, description=__doc__.split("\n")[0])
     for name, (value, what) in (FLAGS | COMMON).items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=f"{what} ({value})")
+        first, choices = (value[0], value) if isinstance(value, tuple) else (value, None)
+        parser.add_argument("--" + name.replace("_", "-"), type=type(first), default=first, choices=choices,
+                            metavar="|".join(map(str, choices or [name.upper()])), help=f"{what} ({first!r})")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it had")
     s = parser.parse_args(argv)
     path, run = Path(s.out, "model.pt"), {"step": 0, "seconds": 0.0, "curve": [], "frames": [], "state": {}}
@@ -184,8 +186,6 @@ def start(argv):
         least = 1 if type(value) is int and name != "seed" else 0
         if type(value) in (int, float) and not least <= value < (2**31 if type(value) is int else math.inf):
             parser.error(f"--{name.replace('_', '-')} {value} is out of range, which begins at {least}")
-    if s.stand_in not in ("auto", "always", "never"):
-        parser.error(f"--stand-in is auto, always or never, not {s.stand_in}")
     try:
         torch.zeros(1, device=s.device)
     except (RuntimeError, AssertionError):
