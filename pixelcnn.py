@@ -24,21 +24,24 @@ likelihoods; strokes and edges. Bad at: speed of sampling; at what is farther aw
 upon masks leave a blind spot, a wedge above and to the right that no path of wires enters. blind_spot.png measures it;
 gated_pixelcnn.py mends it.
 
-What you will see. `python pixelcnn.py` on MNIST and 2 CPU cores (@HW@): @TRAIN@ s of training, @AFTER@ s of pictures.
+What you will see. `python pixelcnn.py` on MNIST and 2 CPU cores (AMD EPYC, bfloat16): 421 s of training, 21 s of
+pictures.
 
-@LOG@
+    step 302/11,500  -log p in nats 101.7831  966 digits/s  6 min 11 s left
+    step 5,899/11,500  -log p in nats 87.4488  852 digits/s  3 min 30 s left
+    step 11,500/11,500  -log p in nats 86.3791  877 digits/s  0 min 00 s left
 
-Test set, binarised once, exact, in nats (± one standard error): −log p(x) = @MIX@ ± @SE@ with the class summed out,
-and @UNTOLD@ from the network that is not told the class; −log p(x | y) = @TOLD@. Untrained: 784 ln 2 = 543.4; each
-pixel on its own: 206.0; made.py: 84.76. The class y of the largest p(x | y) is right for @READ@ % of the test digits
-(Bayes' rule). AUROC of −log p(x), class not told, 1,000 test digits against the same upside down: @UP@, inverted:
-@INV@, noise: @NOISE@. 64 samples take @S64@ s.
+Test set, binarised once, exact, in nats (± one standard error): −log p(x) = 87.97 ± 0.20 from the network that is not
+told the class, −log p(x | y) = 83.19. With the class summed out, on the first 1,000 digits: 84.44 (not told, on the
+same: 86.84). Untrained: 784 ln 2 = 543.4; each pixel on its own: 206.0; made.py: 85.60. The class y of the largest p(x
+| y) is right for 95.3 % of those 1,000 (Bayes' rule). AUROC of −log p(x), class not told, 1,000 test digits against
+the same upside down: 0.578, inverted: 1.000, noise: 1.000. 64 samples take 1.0 s.
 In out/pixelcnn: samples, completion, blind_spot, surprise, unusual, curve (.png), pixel_by_pixel, growth (.gif).
 On one GPU: `python pixelcnn.py --steps 200000 --channels 128 --layers 15 --lr 1e-3` (not yet measured).
 
 What differs from the paper. Digits are binarised afresh at every step, not once: about 2 nats lower, so compare with
-that protocol alone. The class, a bias in each block, hidden from half of the digits. Adam, one cosine of the learning
-rate.
+that protocol alone. A learned bias for each place: convolutions do not know where they are. The class, a bias in each
+block, hidden from half of the digits. Blocks look 5 pixels wide, not 3. Adam, one cosine of the learning rate.
 
 References: van den Oord, Kalchbrenner & Kavukcuoglu 2016 (arXiv:1601.06759), figure 5 and table 1; the cached sampler:
 Ramachandran et al. 2017 (1704.06001).
@@ -72,11 +75,11 @@ from data import mnist
 # %% Settings: name, the published run's value, what it is. `python pixelcnn.py --help` prints them.
 NAME, LOSS, ITEM = "pixelcnn", "-log p in nats", "digits"
 FLAGS = {
-    "steps": (6000, "optimiser steps"),
-    "batch_size": (64, "digits per step"),
-    "lr": (4e-3, "peak learning rate of Adam"),
+    "steps": (9500, "optimiser steps"),
+    "batch_size": (32, "digits per step"),
+    "lr": (3e-3, "peak learning rate of Adam"),
     "channels": (32, "C: feature maps inside a block; twice as many go from block to block"),
-    "layers": (8, "blocks after the first convolution"),
+    "layers": (7, "blocks after the first convolution"),
 }
 
 # %% Model: convolutions that do not see what is still to be drawn
@@ -117,7 +120,7 @@ class Block(nn.Module):
     def __init__(self, C):
         super().__init__()
         self.narrow, self.widen = nn.Conv2d(2 * C, C, 1), nn.Conv2d(C, 2 * C, 1)
-        self.look = MaskedConv(C, C, 2, 3, see=2)  # mask B: the pixel's own features too
+        self.look = MaskedConv(C, C, 3, 5, see=3)  # mask B: the pixel's own features too
         self.label = nn.Embedding(11, C)  # 10 stands for "not told"
         nn.init.zeros_(self.label.weight)
 
@@ -132,6 +135,7 @@ class PixelCNN(nn.Module):
     def __init__(self, C=32, layers=8):
         super().__init__()
         self.stem = MaskedConv(1, 2 * C, 4, 7, see=3)  # mask A: everything before the pixel, not the pixel itself
+        self.place = nn.Parameter(torch.zeros(1, 2 * C, 28, 28))  # convolutions do not know where they are: a hint
         self.blocks = nn.ModuleList(Block(C) for _ in range(layers))
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(2 * C, 2 * C, 1), nn.ReLU(), nn.Conv2d(2 * C, 1, 1))
         nn.init.zeros_(self.head[-1].weight)  # an untrained model gives each pixel a half: 784 ln 2 nats
@@ -140,7 +144,9 @@ class PixelCNN(nn.Module):
     def forward(self, x, y=None, at=None):
         """Logits (B, 1, H, W) of digits x (B, 1, H, W) in {0, 1}; a logit knows only the pixels before its own."""
         y = torch.full((len(x),), 10, device=x.device) if y is None else y
+        (r, c), (H, W) = at or (0, 0), x.shape[2:]
         h = self.stem(2 * x - 1, at)
+        h = h + self.place[:, :, r:r + H, c:c + W].to(h)
         for block in self.blocks:
             h = block(h, y, at)
         return self.head(h)
@@ -367,7 +373,7 @@ def draw_all(s, run, model, x, y):
             "the lower half drawn anew, class not told", ["digit", "given", 1, 2, 3, 4], names))
 
     fig = Figure(figsize=(9, 3.5), layout="constrained")
-    reach = 3 + len(model.blocks)  # places up, left and right that the layers can reach
+    reach = 3 + 2 * len(model.blocks)  # places up, left and right that the layers can reach
     for ax, (r, c) in zip(fig.subplots(1, 3), ((8, 8), (14, 14), (20, 8))):
         seen = torch.zeros(28, 28, device=x.device)
         for _ in range(4):  # pictures of noise: what one of them happens to switch off, another does not
@@ -378,8 +384,7 @@ def draw_all(s, run, model, x, y):
         ax.imshow(seen.masked_fill(seen == 0, 1).log10().masked_fill(seen == 0, math.nan).cpu(), cmap="viridis")
         ax.plot(c, r, "s", mfc="none", mec="red")
         ax.set(title=f"blind to {(~above).sum()} of {above.numel()} pixels above", xticks=[], yticks=[])
-    fig.suptitle("the pixels that a logit (red) listens to: log |∂ logit / ∂ pixel|; white is unseen. "
-                 f"Above: as far as {len(model.blocks)} blocks can reach")
+    fig.suptitle(f"what a logit (red) listens to: log |∂ logit / ∂ pixel|; above: within {reach} pixels")
     picture(s, "blind_spot.png", fig)
 
     each = -model.log_factors(x10, digit).detach() / math.log(2)
@@ -431,7 +436,7 @@ def main(argv=None):
     x, y, x_test, y_test, s.source = mnist(s.stand_in)
     b_valid, b_test = binarise(x[55000:], seed=0), binarise(x_test, seed=1)  # once and for all
     x, y, b_valid, b_test, y_test = (v.to(s.device) for v in (x, y, b_valid, b_test, y_test))
-    x, y, b_valid, y_valid = x[:55000], y[:55000], b_valid[:1000], y[55000:56000]
+    x, y, b_valid, y_valid = x[:55000], y[:55000], b_valid[:500], y[55000:55500]
     torch.manual_seed(s.seed)
     model = build(s).to(s.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=s.lr, fused=True)
@@ -457,7 +462,7 @@ def main(argv=None):
     @torch.no_grad()
     def nats(digits, labels=None):
         """−log p of each digit, (N,)."""
-        parts = zip(digits.split(200), [None] * len(digits) if labels is None else labels.split(200))
+        parts = zip(digits.split(16), [None] * len(digits) if labels is None else labels.split(16))
         return -torch.cat([model.log_prob(*part) for part in parts])
 
     def validate():
@@ -472,20 +477,21 @@ def main(argv=None):
     train(s, run, {"model": model, "optimizer": optimizer}, update, validate, draw)
 
     done = time.perf_counter()
-    told = torch.stack([nats(b_test, torch.full_like(y_test, d)) for d in range(10)], 1)
-    summed = math.log(10) - torch.logsumexp(-told, 1)  # (N,): −log p(x) = −log Σ_y p(x | y) / 10
-    right, untold = told.gather(1, y_test[:, None])[:, 0], nats(b_test)
-    area = unusual(s, nats, b_test[:1000])
+    untold, right, few = nats(b_test), nats(b_test, y_test), b_test[:1000]
+    told = torch.stack([nats(few, y_test.new_full((len(few),), d)) for d in range(10)], 1)
+    summed = math.log(10) - torch.logsumexp(-told, 1)  # (1000,): −log p(x) = −log Σ_y p(x | y) / 10
+    area = unusual(s, nats, few)
     draw_all(s, run, model, b_test, y_test)
     drawn = time.perf_counter()
     model.sample(64)
     finish(s, run, {
-        "test -log p(x), nats, class summed out": summed.mean().item(),
-        "its standard error": (summed.std() / len(summed) ** 0.5).item(),
         "test -log p(x), nats, network not told the class": untold.mean().item(),
+        "its standard error": (untold.std() / len(untold) ** 0.5).item(),
         "test -log p(x | y), nats": right.mean().item(),
-        "test -log p(x), bits/dim, class summed out": summed.mean().item() / 784 / math.log(2),
-        "test digits read by Bayes' rule": (told.argmin(1) == y_test).float().mean().item(),
+        "test -log p(x), bits/dim": untold.mean().item() / 784 / math.log(2),
+        "first 1,000: -log p(x), nats, class summed out": summed.mean().item(),
+        "first 1,000: -log p(x), nats, network not told the class": untold[:1000].mean().item(),
+        "first 1,000: digits read by Bayes' rule": (told.argmin(1) == y_test[:1000]).float().mean().item(),
         **{f"AUROC of -log p(x), test digits against {kind}": value for kind, value in area.items()},
         "seconds for 64 samples": time.perf_counter() - drawn,
         "seconds of training": run["seconds"], "seconds after": drawn - done}, levels)

@@ -41,9 +41,9 @@ speaks). `python wavenet.py --data mnist --batch-size 16 --steps @MSTEPS@` draws
 On one GPU: `python wavenet.py --steps 30000 --batch-size 16 --channels 128 --layers 10 --stacks 3` (not yet measured).
 
 What differs from the paper. Small, and at 8,000 samples a second. Beside digit and speaker, a layer is told the time
-since the clip began, in steps of 1/40 s: 128 ms of hearing do not tell where in a word one is. A tenth of the clips is
-not told the digit, a tenth the speaker, a tenth neither, so one network gives p(x) and p(x | y). Nothing tells where a
-clip ends: a sample is as long as --seconds says. Adam, one cosine of the learning rate.
+since the clip began, in steps of 1/40 s, all through a small MLP: 128 ms of hearing do not tell where in a word one
+is. A tenth of the clips is not told the digit, a tenth the speaker, a tenth neither, so one network gives p(x) and p(x
+| y). Nothing tells where a clip ends: a sample is as long as --seconds says. Adam, one cosine of the learning rate.
 
 References: van den Oord et al. 2016 (arXiv:1609.03499); queues: Le Paine et al. 2016 (1611.09482).
 Read before: made.py. Next: pixelcnn.py, where causality gets a second dimension.
@@ -95,16 +95,21 @@ FLAGS = {
 class Layer(nn.Module):
     """A dilated causal convolution of two taps, now and d samples ago; a gate; one part goes on, one is skipped out."""
 
-    def __init__(self, C, d):
+    def __init__(self, C, d, tick):
         super().__init__()
-        self.C, self.d = C, d
+        self.C, self.d, self.tick = C, d, tick
         self.taps, self.condition = nn.Linear(2 * C, 2 * C), nn.Linear(C, 2 * C, bias=False)
         self.out = nn.Linear(C, C + 128)
 
     def forward(self, x, e, past=None):
-        """x (B, T, C), what is told e (B, T, C), the x of d samples ago: new x (B, T, C) and skip (B, T, 128)."""
-        past = F.pad(x, (0, 0, self.d, 0))[:, :-self.d] if past is None else past
-        a, b = (self.taps(torch.cat([past, x], 2)) + self.condition(e)).chunk(2, 2)
+        """x (B, T, C), what is told in each tick, e (B, ticks, C): new x (B, T, C) and skip (B, T, 128).
+
+        Or one time alone: x (B, 1, C), the x of d samples ago, and what is told in this tick, e (B, 1, C).
+        """
+        e = self.condition(e)  # (B, ticks, 2C)
+        if past is None:
+            past, e = F.pad(x, (0, 0, self.d, 0))[:, :-self.d], e.repeat_interleave(self.tick, 1)[:, :x.shape[1]]
+        a, b = (self.taps(torch.cat([past, x], 2)) + e).chunk(2, 2)
         h, skip = self.out(a.tanh() * b.sigmoid()).split([self.C, 128], 2)
         return x + h, skip
 
@@ -117,24 +122,26 @@ class WaveNet(nn.Module):
         self.embed = nn.Embedding(K + 1, C)  # symbol K means "it begins here"
         self.digit, self.speaker = nn.Embedding(11, C), nn.Embedding(speakers + 1, C)  # the last: "not told"
         self.clock, self.tick = nn.Embedding(64, C), 28 if K == 2 else 200  # the row of a digit, or 1/40 s of a sound
-        self.layers = nn.ModuleList(Layer(C, 2**i) for _ in range(stacks) for i in range(layers))
+        self.plan = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))  # what to say when
+        self.layers = nn.ModuleList(Layer(C, 2**i, self.tick) for _ in range(stacks) for i in range(layers))
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, K))
         nn.init.zeros_(self.head[-1].weight)  # an untrained model gives each symbol 1 in K
         nn.init.zeros_(self.head[-1].bias)
         self.receptive_field = 1 + sum(layer.d for layer in self.layers)  # how many symbols back a logit can look
 
-    def told(self, n, y, speaker, t):
-        """What is told of n clips at times t (T,): who speaks which digit, and how late it is, (n, T, C).
+    def told(self, n, y, speaker, T):
+        """What is told of n clips of T symbols: who speaks which digit, and how late it is, (n, ticks, C).
 
         y and speaker are None, a number or (n,) numbers.
         """
-        y, speaker = (torch.as_tensor(last if v is None else v, device=t.device).expand(n)
+        clock = self.clock.weight[(torch.arange(-(-T // self.tick), device=self.clock.weight.device)).clamp(max=63)]
+        y, speaker = (torch.as_tensor(last if v is None else v, device=clock.device).expand(n)
                       for v, last in ((y, 10), (speaker, self.speakers)))  # the last stands for "not told"
-        return (self.digit(y) + self.speaker(speaker))[:, None] + self.clock((t // self.tick).clamp(max=63))
+        return self.plan((self.digit(y) + self.speaker(speaker))[:, None] + clock)
 
     def forward(self, x, y=None, speaker=None):
         """Logits (B, T, K) for symbols x (B, T); logits t know only the symbols before t."""
-        e = self.told(len(x), y, speaker, torch.arange(x.shape[1], device=x.device))
+        e = self.told(len(x), y, speaker, x.shape[1])
         h, skips = self.embed(F.pad(x[:, :-1], (1, 0), value=self.K)), 0
         for layer in self.layers:
             h, skip = layer(h, e)
@@ -161,16 +168,15 @@ class WaveNet(nn.Module):
         a queue of d inputs, and a new sample costs one column of the network (Fast WaveNet, Le Paine et al. 2016).
         The plain way computes a whole receptive field, or all that came before, for each of them.
         """
-        device = self.embed.weight.device
-        times = torch.arange(self.T, device=device)
+        e, device = self.told(n, y, speaker, self.T), self.embed.weight.device
         queues = [self.embed.weight.new_zeros(n, layer.d, layer.C) for layer in self.layers]
         x = torch.full((n, self.T + 1), self.K, device=device)
         for t in range(self.T):
-            h, e, skips = self.embed(x[:, t:t + 1]), self.told(n, y, speaker, times[t:t + 1]), 0
+            h, now, skips = self.embed(x[:, t:t + 1]), e[:, t // self.tick, None], 0
             for layer, queue in zip(self.layers, queues):
                 past = queue[:, t % layer.d][:, None].clone()  # what the next line overwrites
                 queue[:, t % layer.d] = h[:, 0]
-                h, skip = layer(h, e, past)
+                h, skip = layer(h, now, past)
                 skips = skips + skip
             x[:, t + 1] = torch.multinomial((self.head(skips)[:, 0] / max(temperature, 1e-6)).softmax(1), 1)[:, 0]
             if given is not None and t < given.shape[1]:

@@ -79,8 +79,8 @@ def test_every_token_asks_only_tokens_before_it_and_all_of_those(kind):
 
 
 def test_the_receptive_field_of_the_gated_model_is_a_rectangle_without_blind_spot():
-    """Rows above: 3 + layers of them, 3 + layers to either side; its own row: 3 + layers to the left."""
-    reach = 3 + LAYERS
+    """Rows above: 3 + 2 layers of them, as far to either side; its own row: as far to the left."""
+    reach = 3 + 2 * LAYERS
     for r, c in ((14, 14), (3, 20), (20, 2)):
         want = torch.zeros(28, 28, dtype=torch.bool)
         want[max(0, r - reach):r, max(0, c - reach):c + reach + 1] = True
@@ -89,16 +89,18 @@ def test_the_receptive_field_of_the_gated_model_is_a_rectangle_without_blind_spo
 
 
 def test_the_blind_spot_of_pixelcnn_is_where_its_masks_put_it():
-    """Followed by hand, mask by mask: from a place to what a 2 x 3 mask B sees, and at last to what mask A sees."""
+    """Followed by hand, mask by mask: from a place to what a 3 x 5 mask B sees, and at last to what mask A sees."""
     seen = {(14, 14)}
     for _ in range(LAYERS):
-        seen = {(r - up, c + side) for r, c in seen for up in (0, 1) for side in (-1, 0, 1) if up or side < 1}
+        seen = {(r - up, c + side) for r, c in seen for up in (0, 1, 2) for side in range(-2, 3)
+                if up or side < 1}
     seen = {(r - up, c + side) for r, c in seen for up in range(4) for side in range(-3, 4) if up or side < 0}
     want = torch.zeros(28, 28, dtype=torch.bool)
     want[tuple(zip(*seen))] = True
     assert torch.equal(support(model_of("pixelcnn"), 28, 28 * 14 + 14), want)
     full = torch.zeros(28, 28, dtype=torch.bool)
-    full[14 - 3 - LAYERS:14, 14 - 3 - LAYERS:14 + 4 + LAYERS] = full[14, 14 - 3 - LAYERS:14] = True
+    reach = 3 + 2 * LAYERS
+    full[14 - reach:14, 14 - reach:15 + reach] = full[14, 14 - reach:14] = True
     assert (full & ~want).any() and not (want & ~full).any()
 
 
