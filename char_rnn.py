@@ -418,7 +418,7 @@ def finish(s, run, results, levels):
         ax.axhline(level, ls="--", lw=1, color="gray")
         ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
     ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
-    ax.legend(loc="center right")
+    fig.legend(loc="outside lower right", ncols=2, fontsize=8)
     picture(s, "curve.png", fig)
     for name, value in results.items():
         print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}")
@@ -449,7 +449,8 @@ def page(string, title, shade=None, what=""):
         grid = torch.full((len(rows), wide + 1), math.nan)
         for (row, col), value in zip(places, shade):
             grid[row, col] = value
-        fig.colorbar(ax.imshow(grid, cmap="YlOrRd", aspect="auto", vmin=0), label=what, shrink=0.8)
+        ground = ax.imshow(grid, cmap="YlOrRd", aspect="auto", vmin=0, vmax=1.4 * max(shade))  # no darker than legible
+        fig.colorbar(ground, label=what, shrink=0.8)
     for row, line in enumerate(rows):
         for col, c in enumerate(line):
             ax.text(col, row, c, family="monospace", size=7, ha="center", va="center", parse_math=False)

@@ -410,7 +410,7 @@ def finish(s, run, results, levels):
         ax.axhline(level, ls="--", lw=1, color="gray")
         ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
     ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
-    ax.legend(loc="center right")
+    fig.legend(loc="outside lower right", ncols=2, fontsize=8)
     picture(s, "curve.png", fig)
     for name, value in results.items():
         print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}")

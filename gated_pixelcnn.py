@@ -27,16 +27,18 @@ a mixture of ten logistics, and the probability of a level is what falls into it
 
     p(xᵢ) = Σₖ wₖ [σ((xᵢ + 1/255 − μₖ) / sₖ) − σ((xᵢ − 1/255 − μₖ) / sₖ)]         the outer bins reach to ±∞
 
-What you will see. `python gated_pixelcnn.py` on MNIST and 2 CPU cores (@HW@): @TRAIN@ s of training, @AFTER@ s of
+What you will see. `python gated_pixelcnn.py` on MNIST and 2 CPU cores (AMD EPYC, bfloat16): 449 s of training, 55 s of
 pictures.
 
-@LOG@
+    step 120/5,000  -log p in nats 228.3845  384 digits/s  6 min 47 s left
+    step 2,600/5,000  -log p in nats 82.7829  357 digits/s  3 min 35 s left
+    step 5,000/5,000  -log p in nats 80.9061  358 digits/s  0 min 00 s left
 
-Test set, binarised once, exact, in nats (± one standard error): −log p(x) = @UNTOLD@ ± @SE@ from the network that is
-not told the class, −log p(x | y) = @TOLD@. With the class summed out, on the first 1,000 digits: @MIX@ (not told, on
-the same: @SAME@). Untrained: 784 ln 2 = 543.4; each pixel on its own: 206.0; pixelcnn.py: @PIXELCNN@. The class y of
-the largest p(x | y) is right for @READ@ % of those 1,000 (Bayes' rule). AUROC of −log p(x), class not told, 1,000 test
-digits against the same upside down: @UP@, inverted: @INV@, noise: @NOISE@. 64 samples take @S64@ s.
+Test set, binarised once, exact, in nats (± one standard error): −log p(x) = 82.67 ± 0.20 from the network that is not
+told the class, −log p(x | y) = 79.44. With the class summed out, on the first 1,000 digits: 80.61 (not told, on the
+same: 81.56). Untrained: 784 ln 2 = 543.4; each pixel on its own: 206.0; pixelcnn.py: @PIXELCNN@. The class y of the
+largest p(x | y) is right for 94.0 % of those 1,000 (Bayes' rule). AUROC of −log p(x), class not told, 1,000 test
+digits against the same upside down: 0.624, inverted: 1.000, noise: 1.000. 64 samples take 0.8 s.
 In out/gated_pixelcnn: samples, completion, blind_spot, surprise, unusual, curve (.png), pixel_by_pixel, growth (.gif).
 Grey digits: `python gated_pixelcnn.py --bits 8 --out out/gated_grey`@GREY@
 On one GPU: `python gated_pixelcnn.py --steps 200000 --channels 96 --layers 15 --lr 1e-3` (not yet measured).
@@ -385,7 +387,7 @@ def finish(s, run, results, levels):
         ax.axhline(level, ls="--", lw=1, color="gray")
         ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
     ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
-    ax.legend(loc="center right")
+    fig.legend(loc="outside lower right", ncols=2, fontsize=8)
     picture(s, "curve.png", fig)
     for name, value in results.items():
         print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}")
