@@ -22,22 +22,26 @@ divided by ln 2, in bits per sample. Samples: one after the other. A layer needs
 ago, so each keeps a queue of d inputs and a sample costs one column of the network (all layers at one time), whatever
 the length: T columns. The plain way computes all columns so far again for each: T²/2, or at best T times the receptive
 field. p(x): exact. Latent, a hidden code behind the sound: none. Good at: texture and timbre, at full resolution. Bad
-at: what is longer than its receptive field (here @FIELD@ samples, @FIELDMS@ ms), and at speed: sound comes slower than
-it plays.
+at: what is longer than its receptive field (here 1,023 samples, 128 ms), and at speed: sound comes slower than it
+plays.
 
-What you will see. `python wavenet.py` on the Free Spoken Digit Dataset and 2 CPU cores (@HW@): @TRAIN@ s of training,
-@AFTER@ s of pictures and sounds.
+What you will see. `python wavenet.py` on the Free Spoken Digit Dataset and 2 CPU cores (AMD EPYC, bfloat16): 456 s of
+training, 29 s of pictures and sounds.
 
-@LOG@
+    step 49/2,100  -log p in bits per sample 7.4963  19 clips/s  7 min 05 s left
+    step 1,130/2,100  -log p in bits per sample 4.0947  19 clips/s  3 min 25 s left
+    step 2,100/2,100  -log p in bits per sample 4.1435  19 clips/s  0 min 00 s left
 
-Test clips (recordings 0-4 of each speaker and digit), exact, in bits per sample: @TOLD@ with digit and speaker told,
-@UNTOLD@ from the network that is told neither. Untrained: 8; frequencies alone: @FREQ@; xz: @XZ@; an order-2 Markov
-chain with back-off: @MARKOV@. A second of sound takes @SECOND@ s.
+Test clips (recordings 0-4 of each speaker and digit), exact, in bits per sample: 4.139 with digit and speaker told,
+4.271 from the network that is told neither. Untrained: 8; frequencies alone: 7.18; xz: 5.45; an order-2 Markov chain
+with back-off: 5.11. A second of sound takes 5.2 s.
 In out/wavenet: samples, receptive_field, foreseen, curve (.png), growth (.gif), and in wav/ ten spoken digits to
 listen to; with --data mnist: samples, completion, receptive_field, curve (.png), growth (.gif).
 
-`python wavenet.py --audio my_folder` learns recordings of your own (named 7_anna_12.wav, it is told the digit and who
-speaks). `python wavenet.py --data mnist --batch-size 16 --steps @MSTEPS@` draws digits, pixel after pixel: @MNIST@
+With `--audio FOLDER` it learns recordings of your own (where all are named like 7_anna_12.wav, digit and speaker are
+told). Digits, pixel after pixel: `python wavenet.py --data mnist --batch-size 16 --steps 2000` (not yet measured). A
+small classifier of spectrograms, right on 97.0 % of the real test clips, hears 49.0 % of the sounds made as the digit
+asked for (benchmarks/ear.py).
 On one GPU: `python wavenet.py --steps 30000 --batch-size 16 --channels 128 --layers 10 --stacks 3` (not yet measured).
 
 What differs from the paper. Small, and at 8,000 samples a second. Beside digit and speaker, a layer is told the time
@@ -51,8 +55,8 @@ Read before: made.py. Next: pixelcnn.py, where causality gets a second dimension
 Things to break, one line each:
   1. In `forward`, put self.embed(x) for self.embed(F.pad(...)): a sample sees itself, the loss falls to 0, and a sound
      repeats one level for ever: silence.
-  2. In `__init__`, put Layer(C, 1): the receptive field shrinks to @SMALL@ samples, the loss is higher and no word is
-     left in the sound.
+  2. In `__init__`, put Layer(C, 1): the receptive field shrinks to 19 samples, the loss is higher and no word is left
+     in the sound.
   3. In `sample`, drop the line `queue[:, t % layer.d] = h[:, 0]`: a layer hears nothing of what was d samples ago; the
      loss stays what it is, the sound falls apart.
 """
@@ -79,7 +83,7 @@ from data import audio, mnist
 # %% Settings: name, the published run's value, what it is. `python wavenet.py --help` prints them.
 NAME, LOSS, ITEM = "wavenet", "-log p in bits per sample", "clips"
 FLAGS = {
-    "steps": (2000, "optimiser steps"),
+    "steps": (2100, "optimiser steps"),
     "batch_size": (4, "clips (or digits) per step"),
     "lr": (2e-3, "peak learning rate of Adam"),
     "channels": (64, "channels of a layer"),

@@ -71,7 +71,8 @@ def timed(sample, seed=0):
 
 
 def main():
-    results, path = {}, ROOT / "benchmarks" / "results" / "sampling-cpu.json"
+    path = ROOT / "benchmarks" / "results" / "sampling-cpu.json"
+    known = json.loads(path.read_text()) if path.exists() else {"results": {}}
     for name in sys.argv[1:] or PLAIN:
         saved = ROOT / "out" / name / "model.pt"
         if not saved.exists():
@@ -84,13 +85,13 @@ def main():
         timed(lambda: model.sample(n))  # once to warm up
         fast, cached = timed(lambda: model.sample(n))
         slow, plain = timed(lambda: PLAIN[name](model, n))
-        results[name] = {"sequences": n, "symbols of each": getattr(model, "T", 784), "cached, seconds": cached,
-                         "plain, seconds": plain, "ratio": plain / cached,
-                         "sequences that differ": (fast != slow).flatten(1).any(1).sum().item()}
-        print(name, {k: round(v, 3) for k, v in results[name].items()}, flush=True)
-    if len(results) == len(PLAIN):
-        path.write_text(json.dumps({"results": results, "torch": torch.__version__,
-                                    "device": f"CPU, {torch.get_num_threads()} threads"}, indent=1) + "\n")
+        known["results"][name] = result = {
+            "sequences": n, "symbols of each": getattr(model, "T", 784), "cached, seconds": round(cached, 3),
+            "plain, seconds": round(plain, 3), "ratio": round(plain / cached, 3),
+            "sequences that differ": (fast != slow).flatten(1).any(1).sum().item()}
+        print(name, result, flush=True)
+        known |= {"torch": torch.__version__, "device": f"CPU, {torch.get_num_threads()} threads"}
+        path.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":
