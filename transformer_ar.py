@@ -17,7 +17,8 @@ call, used on a GPU and for long sequences, computes the same and never stores t
 Which tokens? With --patch 1, the original exercise, every pixel is one: T = 784, K = 2. With --patch 2, the default,
 each 2 x 2 patch of binary pixels is one of K = 16 symbols: T = 196, four times fewer tokens and sixteen times fewer
 pairs of them, and just as exact, since a patch's 16 probabilities are those of its four pixels together. On a laptop
-that buys @TIMES@ times as many digits seen in the same time: @BOTH@.
+that buys seven times as many digits seen in the same time: 81.15 nats against 91.82 for --patch 1 --steps 620, after
+430 and 480 s of training (class not told, the first 1,000 test digits).
 
 Trains: cross-entropy of the next token, summed: −log p(x | y) in nats, all T of them side by side. Samples: token
 after token, keys and values kept (KV cache): token t costs a pass of itself, ∝ D², and t·D to ask, in all T·D² + T²·D;
