@@ -429,8 +429,8 @@ def finish(s, run, results, levels):
     print(f"in {s.out}: {', '.join(sorted(f.name for f in s.out.iterdir() if f.suffix != '.part'))}")
 
 # %% Pictures
-def page(string, title, shade=None, what=""):
-    """A figure of text; `shade`, a number for each character, colours the ground behind it."""
+def page(string, title, shade=None, what="", height=None):
+    """A figure of text, of so many rows; `shade`, a number for each character, colours the ground behind it."""
     rows, places = [""], []
     for c in string:
         if c != "\n" and len(rows[-1]) == 80:
@@ -440,7 +440,8 @@ def page(string, title, shade=None, what=""):
             rows.append("")
         else:
             rows[-1] += c if c.isprintable() else " "
-    wide = max(56, *map(len, rows))
+    wide = 80 if height else max(56, *map(len, rows))
+    rows = (rows + [""] * height)[:height] if height else rows
     fig = Figure(figsize=(0.085 * wide + 1.2, 0.155 * len(rows) + 1), layout="constrained")
     ax = fig.subplots()
     ax.set(xlim=(-0.5, wide + 0.5), ylim=(len(rows) - 0.5, -0.5))
@@ -467,8 +468,8 @@ def draw_text(s, run, model, train_text, test, sizes):
     mine, real = write_text(s.temperature)[0], model.spell(test[:model.T])
     picture(s, "samples.png", page(mine, f"a sample, temperature {s.temperature:g}"))
     write(s.out / "sample.txt", "\n\n".join(write_text(s.temperature, 8)).encode())
-    picture(s, "growth.gif", *[page(model.spell(f)[:480], f"after {c[0]:,} steps of training, {c[2]:.2f} nats/char")
-                           for f, c in zip(run["frames"], run["curve"])])
+    picture(s, "growth.gif", *[page(model.spell(f)[:480], f"after {c[0]:,} steps of training, {c[2]:.2f} nats/char",
+                                     height=24) for f, c in zip(run["frames"], run["curve"])])
     picture(s, "temperature.png", page("\n\n".join(
         f"[temperature {t}]\n{write_text(t)[0][:480]}" for t in (0.4, 0.7, 1.0, 1.3)), "from timid to wild"))
     for string, name in ((mine, "memorised"), (real, "held_out")):

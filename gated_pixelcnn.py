@@ -455,7 +455,7 @@ def unusual(s, nats, x):
     for kind, score in scores.items():
         area[kind] = (score[:, None] > real).float().mean().item() + (score[:, None] == real).float().mean().item() / 2
         label = kind if kind == "test digits" else f"{kind}, AUROC {area[kind]:.4f}"
-        ax.hist(score.clamp(min=1e-3).log10().cpu(), 80, alpha=0.6, label=label)
+        ax.hist(score.clamp(10, 4000).log10().cpu(), [1 + i / 50 for i in range(132)], alpha=0.6, label=label)
     ax.set(xlabel="−log p(x), nats", ylabel=f"images of {len(x):,}", title="likelihood as a judge of what is unusual",
            xticks=[1.5, 2, 2.5, 3, 3.5], xticklabels=[32, 100, 316, "1,000", "3,162"])
     ax.legend(fontsize=8)

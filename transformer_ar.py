@@ -449,7 +449,7 @@ def unusual(s, nats, x):
     for kind, score in scores.items():
         area[kind] = (score[:, None] > real).float().mean().item() + (score[:, None] == real).float().mean().item() / 2
         label = kind if kind == "test digits" else f"{kind}, AUROC {area[kind]:.4f}"
-        ax.hist(score.clamp(min=1e-3).log10().cpu(), 80, alpha=0.6, label=label)
+        ax.hist(score.clamp(10, 4000).log10().cpu(), [1 + i / 50 for i in range(132)], alpha=0.6, label=label)
     ax.set(xlabel="−log p(x), nats", ylabel=f"images of {len(x):,}", title="likelihood as a judge of what is unusual",
            xticks=[1.5, 2, 2.5, 3, 3.5], xticklabels=[32, 100, 316, "1,000", "3,162"])
     ax.legend(fontsize=8)
@@ -457,9 +457,10 @@ def unusual(s, nats, x):
     del area["test digits"]
     return area
 
-def page(string, title):
-    """A figure of text."""
+def page(string, title, height=None):
+    """A figure of text, of so many rows."""
     rows = [line[i:i + 80] for line in string.split("\n") for i in range(0, max(1, len(line)), 80)]
+    rows = (rows + [""] * height)[:height] if height else rows
     fig = Figure(figsize=(7.2, 0.15 * len(rows) + 1), layout="constrained")
     ax = fig.subplots()
     ax.set(xlim=(0, 80), ylim=(len(rows), 0))
@@ -476,7 +477,7 @@ def draw_text(s, run, model):
     samples = "\n\n".join(model.spell(x) for x in model.sample(4))
     picture(s, "samples.png", page(samples, "four samples"))
     write(s.out / "sample.txt", samples.encode())
-    picture(s, "growth.gif", *[page(model.spell(f), f"after {c[0]:,} steps of training, {c[2] / model.T:.2f} nats/char")
+    picture(s, "growth.gif", *[page(model.spell(f), f"after {c[0]:,} steps, {c[2] / model.T:.2f} nats/char", 16)
                            for f, c in zip(run["frames"], run["curve"])])
 
 # %% The run
