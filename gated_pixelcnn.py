@@ -40,8 +40,8 @@ same: 81.56). Untrained: 784 ln 2 = 543.4; each pixel on its own: 206.0; pixelcn
 p(x | y) is right for 94.0 % of those 1,000 (Bayes' rule). AUROC of −log p(x), class not told, 1,000 test digits
 against the same upside down: 0.624, inverted: 1.000, noise: 1.000. 64 samples take 0.8 s.
 In out/gated_pixelcnn: samples, completion, blind_spot, surprise, unusual, curve (.png), pixel_by_pixel, growth (.gif).
-Grey digits: `python gated_pixelcnn.py --bits 8 --steps 2000 --out out/gated_grey`: 1.112 bits/dim of the test set, class
-not told, after 202 s of training.
+Grey digits: `python gated_pixelcnn.py --bits 8 --steps 2000 --out out/gated_grey`: 1.112 bits/dim of the test set,
+class not told, after 202 s of training.
 On one GPU: `python gated_pixelcnn.py --steps 200000 --channels 96 --layers 15 --lr 1e-3` (not yet measured).
 
 What differs from the paper. Digits are binarised afresh at every step, not once: about 2 nats lower, so compare with
