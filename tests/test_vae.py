@@ -1,0 +1,165 @@
+"""VAE and VQ-VAE against exact answers: a linear-Gaussian model, quadrature, enumeration, sums by hand."""
+import itertools
+import math
+
+import pytest
+import torch
+from scipy import integrate, stats
+
+import vae
+import vqvae
+
+
+class LinearGaussian(vae.VAE):
+    """x = W z + b + s noise in 3 numbers, q the true posterior, or one that is off by `off` and `wide`."""
+
+    def __init__(self, off=0.0, wide=1.0):
+        super().__init__(channels=2, latent_dim=2)
+        self.W = torch.tensor([[1.0, 1.0], [1.0, -1.0], [0.5, 0.0]], dtype=torch.float64)  # its columns are orthogonal
+        self.b, self.s = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64), 0.7
+        self.off, self.wide = off, wide
+
+    def posterior(self, x):
+        var = 1 / (1 + self.W.square().sum(0) / self.s**2)  # diagonal, since W is
+        return var * ((x.view(-1, 3) - self.b) @ self.W) / self.s**2, var.sqrt().expand(len(x), 2)
+
+    def q(self, x, y=None):
+        mean, std = self.posterior(x)
+        return mean + self.off, std * self.wide
+
+    def decode(self, z, y=None):
+        return (z @ self.W.T + self.b).view(-1, 1, 1, 3)
+
+
+@pytest.fixture
+def gaussian(monkeypatch):
+    def log_prob(x, mean, s=0.7):
+        return (-(x - mean).square() / (2 * s**2) - math.log(s * math.sqrt(2 * math.pi))).flatten(1).sum(1)
+    monkeypatch.setattr(vae, "bernoulli_log_prob", log_prob)
+    torch.manual_seed(0)
+    x = torch.randn(4, 1, 1, 3, dtype=torch.float64)
+    model = LinearGaussian()
+    exact = stats.multivariate_normal(model.b, model.W @ model.W.T + model.s**2 * torch.eye(3, dtype=torch.float64))
+    return x, torch.tensor(exact.logpdf(x.view(4, 3)))
+
+
+def test_with_the_true_posterior_every_draw_of_the_weights_is_log_p(gaussian):
+    x, exact = gaussian
+    assert torch.allclose(LinearGaussian().log_prob(x, samples=3), exact, atol=1e-9)
+
+
+@pytest.mark.parametrize("off, wide", [(0.0, 1.0), (0.2, 1.0), (0.0, 1.5), (-0.1, 0.8)])
+def test_the_elbo_falls_short_of_log_p_by_the_kl_to_the_posterior(gaussian, off, wide):
+    x, exact = gaussian
+    model = LinearGaussian(off, wide)
+    _, std = model.posterior(x)
+    kl = (wide**2 + (off / std).square() - 1) / 2 - math.log(wide)
+    draws = torch.stack([model.elbo(x) for _ in range(4000)])
+    error = 4 * draws.std(0) / 4000**0.5
+    assert ((draws.mean(0) - (exact - kl.sum(1))).abs() <= error).all()
+
+
+def test_more_samples_tighten_the_bound_up_to_log_p(gaussian):
+    x, exact = gaussian
+    model = LinearGaussian(0.3, 1.3)
+    bounds = [torch.stack([model.log_prob(x, samples=n) for _ in range(600)]).mean(0) for n in (1, 5, 50)]
+    assert (bounds[0] < bounds[1]).all() and (bounds[1] < bounds[2]).all() and (bounds[2] < exact).all()
+    assert torch.allclose(model.log_prob(x, samples=20000), exact, atol=0.02)
+
+
+@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (1.5, 0.3), (-0.7, 2.0)])
+def test_kl_against_quadrature(mean, std):
+    q, p = stats.norm(mean, std), stats.norm()
+    exact, _ = integrate.quad(lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), mean - 12 * std, mean + 12 * std)
+    assert vae.gaussian_kl(torch.tensor(mean), torch.tensor(std)).item() == pytest.approx(exact, abs=1e-5)
+
+
+def test_probabilities_of_all_small_images_sum_to_one():
+    every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=9)), dtype=torch.float64).view(-1, 1, 3, 3)
+    logits = torch.randn(1, 1, 3, 3, dtype=torch.float64).expand(512, 1, 3, 3)
+    assert vae.bernoulli_log_prob(every, logits).exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_an_untrained_vae_scores_784_ln_2_and_a_class_not_told_is_class_10():
+    torch.manual_seed(0)
+    model, x = vae.VAE(4, 3), torch.rand(5, 1, 28, 28).round()
+    log_likelihood, kl = model.terms(x)
+    assert log_likelihood.mean().item() == pytest.approx(-784 * math.log(2), abs=2)
+    assert kl.shape == (5, 3) and (kl >= 0).all()
+    torch.nn.init.normal_(model.label_p.weight)
+    z = torch.randn(5, 3)
+    assert torch.equal(model.decode(z), model.decode(z, 10)) and not torch.equal(model.decode(z), model.decode(z, 3))
+
+
+def test_the_codebook_gives_the_nearest_code_and_lets_the_gradient_through():
+    torch.manual_seed(0)
+    book, z = vqvae.Codebook(5, 3), torch.randn(2, 3, 7, 7, requires_grad=True)
+    index, code = book(z)
+    assert torch.equal(index, torch.cdist(z.movedim(1, 3).reshape(-1, 3), book.code).argmin(1).view(2, 7, 7))
+    assert torch.allclose(code, book.code[index].movedim(3, 1), atol=1e-6)
+    weight = torch.randn_like(z)
+    (code.sin() * weight).sum().backward()
+    assert torch.allclose(z.grad, code.detach().cos() * weight, atol=1e-6)
+
+
+def test_codes_follow_the_running_mean_as_by_hand():
+    book = vqvae.Codebook(2, 1, decay=0.9)
+    book.count.copy_(torch.tensor([10.0, 10.0]))
+    book.total.copy_(torch.tensor([[0.0], [40.0]]))
+    book.code.copy_(book.total / book.count[:, None])
+    z = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).view(1, 1, 1, 6)
+    index = book.nearest(z)
+    assert index.flatten().tolist() == [0, 0, 1, 1, 1, 1]  # 2 lies in the middle: the first one takes it
+    book.learn(z, index)
+    assert book.count.tolist() == pytest.approx([0.9 * 10 + 0.1 * 2, 0.9 * 10 + 0.1 * 4])
+    assert book.code.flatten().tolist() == pytest.approx([0.1 * 3 / 9.2, (0.9 * 40 + 0.1 * 18) / 9.4])
+
+
+def test_a_dead_code_starts_again_at_a_vector_of_the_batch():
+    torch.manual_seed(0)
+    book, z = vqvae.Codebook(4, 2), torch.randn(8, 2, 7, 7)
+    book.learn(z, book.nearest(z))
+    book.count[3] = 1e-3
+    book.learn(z, torch.zeros(8, 7, 7, dtype=torch.long))
+    assert (z.movedim(1, 3).reshape(-1, 2) - book.code[3]).abs().sum(1).min() < 1e-5
+    assert book.count[3] == 8 * 49 / 4
+
+
+def prior(K=2, T=9):
+    torch.manual_seed(0)
+    model = vqvae.Prior(K, T, 16, 2).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    return model
+
+
+@pytest.mark.parametrize("y", [3, 10])
+def test_probabilities_of_all_codes_sum_to_one(y):
+    every = torch.tensor(list(itertools.product([0, 1], repeat=9)))
+    assert prior().log_prob(every, torch.full((512,), y)).exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_codes_drawn_with_kept_keys_are_those_of_the_plain_way():
+    model, y = prior(5, 20), torch.tensor([1, 2, 10])
+    torch.manual_seed(1)
+    fast = model.sample(y)
+    torch.manual_seed(1)
+    z = torch.full((3, 20), 5)
+    for t in range(20):
+        h = model.embed(z, y, torch.arange(20))
+        for block in model.blocks:
+            h = block(h)
+        z[:, t] = torch.multinomial(model.head(model.norm(h))[:, t].softmax(1), 1)[:, 0]
+    assert torch.equal(fast, z)
+
+
+def test_the_vqvae_bound_is_one_term_of_the_sum_over_codes():
+    torch.manual_seed(0)
+    model, x = vqvae.VQVAE(4, 3, 2, 16, 1), torch.rand(4, 1, 28, 28).round()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    index = model.codebook.nearest(model.encode(x))
+    pixels = model.draw(index.flatten(1))
+    by_hand = (x * pixels.log() + (1 - x) * (1 - pixels).log()).flatten(1).sum(1)
+    by_hand = by_hand + model.prior.log_prob(index.flatten(1), torch.full((4,), 7))
+    assert torch.allclose(model.elbo(x, 7), by_hand, atol=1e-2)
