@@ -1,8 +1,10 @@
 """The judge: a digit classifier, trained apart from every generative model, that reads what they draw.
 
 `python benchmarks/judge.py ddpm` loads out/ddpm/model.pt, draws 100 samples of each class and prints the
-share that the judge reads as the class asked for. The judge is a small convolutional network, trained
-once on the first 55,000 training digits (shifted by up to two pixels) and kept in out/judge/model.pt.
+share that the judge reads as the class asked for. With --untold N it also draws N samples of no class:
+which digits are they, and how much of the variety of real digits do they cover (precision and recall in
+the judge's features)? The judge is a small convolutional network, trained once on the first 55,000
+training digits (shifted by up to two pixels) and kept in out/judge/model.pt.
 """
 import argparse
 import importlib
@@ -83,11 +85,28 @@ def judge_for(device="cpu", folder=ROOT / "out" / "judge"):
     return judge
 
 
+@torch.no_grad()
+def precision_recall(judge, real, fake, k=3):
+    """Share of fakes that lie in the manifold of the reals, and of reals in that of the fakes.
+
+    A manifold is a union of balls around each image's features, as wide as to its k-th neighbour
+    (Kynkäänniemi et al. 2019, arXiv:1904.06991, eqs. 1 and 2). Images (N, 1, 28, 28) in [0, 1], as many of both.
+    """
+    a, b = (torch.cat([judge.features(part) for part in x.split(1000)]) for x in (real, fake))
+
+    def covered(points, centres):
+        radius = torch.cdist(centres, centres).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
+        return (torch.cdist(points, centres) <= radius).any(1).float().mean().item()
+
+    return covered(b, a), covered(a, b)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("script", help="a chapter's name, such as ddpm")
     parser.add_argument("--model", help="its saved run (out/<script>/model.pt)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--untold", type=int, default=0, help="samples of no class to count and compare (0)")
     args = parser.parse_args(argv)
     judge = judge_for(args.device)
     path = args.model or ROOT / "out" / args.script / "model.pt"
@@ -101,6 +120,14 @@ def main(argv=None):
     print(f"{args.script}: the judge reads {100 * right.mean():.1f} % of 1,000 samples as the class asked for")
     print(f"by class: {' '.join(f'{c}:{100 * r:.0f}' for c, r in enumerate(right.tolist()))}")
     print(f"drawn in {seconds:.1f} s ({len(y) / seconds:.0f} a second)")
+    if args.untold:
+        _, labels, real, _, _ = mnist("never")
+        samples, real = model.sample(args.untold), real[:args.untold].to(args.device) / 255
+        share = read(judge, samples).bincount(minlength=10).cpu() / len(samples)
+        ratio = share / (labels[:55000].bincount(minlength=10) / 55000)
+        print(f"class not told, shares against training digits': {' '.join(f'{r:.2f}' for r in ratio.tolist())}")
+        precision, recall = precision_recall(judge, real, samples)
+        print(f"{len(real):,} test digits and as many samples: precision {precision:.3f}, recall {recall:.3f}")
 
 
 if __name__ == "__main__":
