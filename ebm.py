@@ -25,7 +25,7 @@ from data import mnist
 # %% Settings: name, the published run's value, what it is. `python ebm.py --help` prints them.
 NAME, LOSS, ITEM = "ebm", "contrast + class + size", "digits"
 FLAGS = {
-    "steps": (2000, "optimiser steps"),
+    "steps": (1200, "optimiser steps"),
     "batch_size": (64, "digits per step, and as many chains"),
     "lr": (1e-3, "peak learning rate of Adam"),
     "channels": (32, "feature maps at 14 x 14, twice as many at 7 x 7"),

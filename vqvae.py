@@ -26,7 +26,7 @@ from data import mnist
 # %% Settings: name, the published run's value, what it is. `python vqvae.py --help` prints them.
 NAME, LOSS, ITEM = "vqvae", "-ELBO in nats", "digits"
 FLAGS = {
-    "steps": (7500, "optimiser steps"),
+    "steps": (5500, "optimiser steps"),
     "batch_size": (64, "digits per step"),
     "lr": (3e-3, "peak learning rate of Adam"),
     "channels": (32, "feature maps at 7 x 7"),
@@ -511,6 +511,7 @@ def main(argv=None):
         "its standard error": ((left + code).std() / len(left) ** 0.5).item(),
         "of it -log p(z), nats": code.mean().item(),
         "of it -log p(x | z), nats": left.mean().item(),
+        "test -ELBO of p(x | y), nats": (left + code_told).mean().item(),
         "bits of the 49 codes by the prior": code.mean().item() / math.log(2),
         "bits of the 49 codes, class told": code_told.mean().item() / math.log(2),
         "bits of 49 codes without a prior": 49 * math.log2(s.codes),

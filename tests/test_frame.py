@@ -179,6 +179,7 @@ def test_killed_and_resumed_equals_never_interrupted(name, tmp_path):
             assert all(torch.equal(v, b["state"][part]["state"][k][n]) for n, v in moments.items())
 
 
+@pytest.mark.parametrize("done", ["ddpm", "made"], indirect=True)
 def test_resume_keeps_the_flags_of_the_run(copy):
     name, out = copy
     argv = ["--resume", "--out", str(out), "--steps", "5", "--lr", "1e-4", "--device", "cpu"]
@@ -189,7 +190,7 @@ def test_resume_keeps_the_flags_of_the_run(copy):
 
 
 @POSIX
-@chapters
+@pytest.mark.parametrize("name", ["made", "ddpm", "ebm"])
 def test_ctrl_c_stops_after_a_step_and_still_evaluates(name, tmp_path):
     process = run(name, tmp_path, "--steps 1000000", bare=True, save_every=0)
     while not (tmp_path / "model.pt").exists():
@@ -226,15 +227,16 @@ def test_bad_saved_runs_are_refused(name, damage, tmp_path):
         importlib.import_module(name).main(flags(name, tmp_path, "--resume"))
 
 
+@pytest.mark.parametrize("done", ["gan", "made"], indirect=True)
 def test_a_saved_run_of_another_size_is_refused(copy):
     name, out = copy
     before = (out / "model.pt").read_bytes()
-    size = {"made": "--hidden 40", "char_rnn": "--hidden 40", "transformer_ar": "--layers 2", "wavenet": "--layers 2"}
-    assert "does not fit" in refused(run(name, out, f"--resume --steps 9 {size.get(name, '--channels 16')}"))
+    size = "--hidden 40" if name == "made" else "--channels 16"
+    assert "does not fit" in refused(run(name, out, f"--resume --steps 9 {size}"))
     assert (out / "model.pt").read_bytes() == before
 
 
-@chapters
+@pytest.mark.parametrize("name", ["char_rnn", "made", "wavenet"])  # one for each loader
 def test_data_that_cannot_be_read_is_refused(name, tmp_path):
     file = FILES.get(name, "train-images-idx3-ubyte.gz")
     (tmp_path / file).write_bytes(b"\x1f\x8b cut short")
