@@ -46,7 +46,7 @@ class Generator(nn.Module):
             nn.ConvTranspose2d(2 * C, C, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(C, 1, 3, padding=1))  # (B, 1, 28, 28)
 
     def forward(self, z, y):
-        z, e = (v * v.square().mean(1, keepdim=True).add(1e-8).rsqrt() for v in (z, self.label(y)))  # of one length
+        z, e = (v * v.square().mean(1, keepdim=True).add(1e-8).rsqrt() for v in (z, self.label(y)))  # to length √Z
         return self.net(torch.cat([z, e], 1)).to(z).sigmoid()
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class Critic(nn.Module):
 
 # %% The game
 def critic_loss(real, fake):
-    """−E log D(x) − E log(1 − D(G(z))), from the logits of D, (B,) each; 2 ln 2 if it cannot tell (eq. 1)."""
+    """−E log D(x) − E log(1 − D(G(z))), from the logits of D, (B,) each; 2 ln 2 if it cannot tell (minus eq. 1)."""
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 def generator_loss(fake):
@@ -244,7 +244,8 @@ def finish(s, run, results, levels):
     for name, level in levels.items():
         ax.axhline(level, ls="--", lw=1, color="gray")
         ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
-    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
+    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS,
+           yscale="log" if min(loss + valid) > 0 else "linear")
     fig.legend(loc="outside lower right", ncols=2, fontsize=8)
     picture(s, "curve.png", fig)
     for name, value in results.items():
@@ -257,12 +258,12 @@ def finish(s, run, results, levels):
 
 # %% Pictures
 def nearest(images, x):
-    """Of training digits x (N, 1, 28, 28) uint8, the index of that which each image in [0, 1] is closest to: (B,)."""
+    """Index (B,) of the training digit, among uint8 x (N, 1, 28, 28), nearest to each image in [0, 1]."""
     x = x.flatten(1) / 255
     return torch.cat([torch.cdist(part, x).argmin(1) for part in images.flatten(1).split(500)])
 
-def draw_all(s, run, model, x, untold, read):
-    """All pictures, from a trained generator, training digits x, 1,000 untold samples and the digits read in them."""
+def draw_all(s, run, model, x, untold, digits, real):
+    """All pictures, from a trained generator, training digits x, samples of no class, digits read in them, in data."""
     torch.manual_seed(1)
     digit, names = torch.arange(10, device=x.device), list("0123456789")
 
@@ -276,12 +277,10 @@ def draw_all(s, run, model, x, untold, read):
     z = torch.randn(8, model.Z, device=x.device).repeat_interleave(10, 0)
     page("style", "one noise z a row, the class told a column", [model.sample(80, digit.repeat(8), z)], 10, cols=names)
     a, b, mix = *torch.randn(2, 10, model.Z, device=x.device), [i / 10 for i in range(11)]
-    angle = F.cosine_similarity(a, b).acos()[:, None]
-    arc = [(((1 - u) * angle).sin() * a + (u * angle).sin() * b) / angle.sin() for u in mix]
-    page("interpolation", "from one noise to another along a great circle, class told", [
-        torch.stack([model.sample(10, digit, z) for z in arc], 1).flatten(0, 1)], 11, names, [f"{u:g}" for u in mix])
+    page("interpolation", "from one noise to another, class told", [
+        torch.stack([model.sample(10, digit, a.lerp(b, u)) for u in mix], 1).flatten(0, 1)], 11, names, mix)
     close = x[nearest(samples[:20], x)] / 255
-    page("neighbours", "samples, and the training digit nearest to each: alike, not copied", [
+    page("neighbours", "samples, and the training digit nearest to each: alike, or copied?", [
         v[i:i + 10] for i in (0, 10) for v in (samples, close)], 10, ["sample", "nearest"] * 2, names)
     page("untold", "samples of p(x), class not told", [untold[:100]], 20)
 
@@ -291,13 +290,13 @@ def draw_all(s, run, model, x, untold, read):
     for name, values in zip(("training digits", "digits never seen", "forgeries"), zip(*run["belief"])):
         left.plot(step, values, "o-", ms=3, label=name)
     left.axhline(0.5, ls="--", lw=1, color="gray")
-    left.set(title="what the critic believes: 0.5 is cannot tell", xlabel="step", ylabel="mean D(x)", ylim=(0, 1))
+    left.set(title="what the critic believes: 0.5 is cannot tell", xlabel="step", ylabel="mean D(x)")
     left.legend(fontsize=8)
-    right.bar(names, read.bincount(minlength=10).cpu() / len(read) * 100)
-    right.set(title=f"digits among {len(read):,} samples, class not told", xlabel="as read by the nearest neighbour",
+    right.bar(names, 100 * digits.bincount(minlength=10).cpu() / len(digits), label="samples")
+    right.plot(names, 100 * real.cpu(), "_", color="black", ms=20, label="test digits")
+    right.set(title=f"digits among {len(digits):,} samples, class not told", xlabel="as read by the nearest neighbour",
               ylabel="%")
-    for level in (7, 13):
-        right.axhline(level, ls="--", lw=1, color="gray")
+    right.legend(fontsize=8)
     picture(s, "game.png", fig)
 
 # %% The run
@@ -379,17 +378,16 @@ def main(argv=None):
         return (read(images) == labels).float().mean().item()
 
     untold = average.sample(1000)
-    digits = read(untold)
-    share, real = digits.bincount(minlength=10) / len(digits), y.bincount(minlength=10) / len(y)
-    draw_all(s, run, average, x, untold, digits)
+    share, real = (read(v).bincount(minlength=10).clamp(min=1) / len(v) for v in (untold, x_test[:1000] / 255))
+    draw_all(s, run, average, x, untold, read(untold), real)
     drawn = time.perf_counter()
     average.sample(64)
     finish(s, run, {
         "validation loss of the critic, nats": run["curve"][-1][2],
         "1,000 samples read as asked, by the nearest neighbour": right(average.sample(1000, asked), asked),
         "first 1,000 test digits read right, by the same": right(x_test[:1000] / 255, y_test[:1000]),
-        "class not told, rarest digit against its share": (share / real).min().item(),
-        "class not told, most frequent digit against its share": (share / real).max().item(),
+        "class not told, rarest digit against its share of test digits": (share / real).min().item(),
+        "class not told, most frequent digit against its share of test digits": (share / real).max().item(),
         "seconds for 64 samples": time.perf_counter() - drawn,
         "seconds of training": run["seconds"], "seconds after": drawn - done},
         {"cannot tell": 2 * math.log(2)})

@@ -312,7 +312,8 @@ def finish(s, run, results, levels):
     for name, level in levels.items():
         ax.axhline(level, ls="--", lw=1, color="gray")
         ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
-    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
+    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS,
+           yscale="log" if min(loss + valid) > 0 else "linear")
     fig.legend(loc="outside lower right", ncols=2, fontsize=8)
     picture(s, "curve.png", fig)
     for name, value in results.items():

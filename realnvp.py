@@ -71,7 +71,7 @@ class PlaneNet(nn.Module):
         return self.body(self.stem(x) + self.label(y))
 
 class Coupling(nn.Module):
-    """Channels `keep` pass; the others are scaled and shifted by what the network makes of those (paper, eqs. 7, 8)."""
+    """Channels `keep` pass; the others are shifted and scaled by what the network makes of them (as in eqs. 7, 8)."""
 
     def __init__(self, keep, C, net):
         super().__init__()
@@ -158,35 +158,35 @@ class RealNVP(nn.Module):
 
         `watch` collects what stands between the layers; `start` lets each ActNorm look at x first.
         """
-        y, total, done = self.classes(y, len(x)), 0, []
+        y, total, done = self.classes(y, len(x)), 0, x.new_zeros(len(x), 0)
         for layer in (*self.fine, *self.coarse):
             if self.coarse and layer is self.coarse[0]:  # half of the numbers go out here: multi-scale
-                done, x = [x[:, 2:].flatten(1)], x[:, :2]
+                x, done = x.split(2, 1)
             if start and isinstance(layer, ActNorm):
                 layer.start(x)
             x, log_det = layer(x, y)
             total = total + log_det
             if watch is not None and isinstance(layer, ActNorm):
-                watch.append(torch.cat([x.flatten(1), *done], 1))
-        return torch.cat([x.flatten(1), *done], 1), total
+                watch.append((x, done))
+        return torch.cat([x.flatten(1), done.flatten(1)], 1), total
 
     def inverse(self, z, y=None, watch=None):
         """x of z (B, D): every layer undone, the last one first."""
-        y, done = self.classes(y, len(z)), None
+        y, done = self.classes(y, len(z)), z.new_zeros(len(z), 0)
         if self.coarse:
             z, done = z[:, :392].view(-1, 8, 7, 7), z[:, 392:].view(-1, 2, 14, 14)
         for layer in reversed((*self.fine, *self.coarse)):
             if watch is not None and isinstance(layer, ActNorm):
-                watch.append(z.flatten(1) if done is None else torch.cat([z.flatten(1), done.flatten(1)], 1))
+                watch.append((z, done))
             z = layer.inverse(z, y)
             if self.coarse and layer is self.coarse[0]:
-                z, done = torch.cat([z, done], 1), None
+                z, done = torch.cat([z, done], 1), done[:, :0]
         return z
 
     def dequantise(self, x):
         """8-bit digits x in [0, 1] to (grey level + u) / 256 in (0, 1), and log q(u | x) (B,): u is uniform on ink."""
-        level, bell = (255 * x).round(), torch.distributions.Beta(self.peak, self.peak)
-        u = torch.where(level > 0, torch.rand_like(x), bell.sample(x.shape).to(x).clamp(1e-4, 1 - 1e-4))
+        level, bell = (255 * x).round(), torch.distributions.Beta(*x.new_full((2,), self.peak))
+        u = torch.where(level > 0, torch.rand_like(x), bell.sample(x.shape).clamp(1e-4, 1 - 1e-4))
         return (level + u) / 256, torch.where(level > 0, 0, bell.log_prob(u)).flatten(1).sum(1)
 
     def logit(self, v):
@@ -379,7 +379,8 @@ def finish(s, run, results, levels):
     for name, level in levels.items():
         ax.axhline(level, ls="--", lw=1, color="gray")
         ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
-    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
+    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS,
+           yscale="log" if min(loss + valid) > 0 else "linear")
     fig.legend(loc="outside lower right", ncols=2, fontsize=8)
     picture(s, "curve.png", fig)
     for name, value in results.items():
@@ -401,12 +402,9 @@ def draw_all(s, run, model, x, y):
     def page(name, title, images, columns, rows=None, cols=None):
         picture(s, f"{name}.png", sheet(torch.cat(images), columns, title, rows, cols))
 
-    def seen(v):  # numbers between the layers, (B, 784), as pictures
-        v, done = v[:, :392].view(-1, 8, 7, 7), v[:, 392:].view(-1, 2, 14, 14)
-        return F.pixel_shuffle(torch.cat([F.pixel_shuffle(v, 2), done], 1), 2) / 6 + 0.5
-
-    def unsplit(v):  # before half of them goes out the order is another
-        return F.pixel_shuffle(v.view(-1, 4, 14, 14), 2) / 6 + 0.5
+    def seen(v, done):  # numbers between the layers, put back into their places: the coarse ones have 8 channels
+        whole = torch.cat([F.pixel_shuffle(v, 2), done], 1) if v.shape[1] == 8 else v
+        return F.pixel_shuffle(whole, 2) / 6 + 0.5
 
     page("samples", "samples of each class at temperature 0.7", [model.sample(100, digit.repeat(10), 0.7)], 10,
          cols=names)
@@ -415,18 +413,16 @@ def draw_all(s, run, model, x, y):
     noise, heat = torch.randn(10, 784, device=x.device), [0, 0.3, 0.5, 0.7, 0.85, 1]
     page("temperature", "the same noise, scaled before it goes through: 1 is the model, less is tidier",
          [model.digits(model.inverse(t * noise, digit)) for t in heat], 10, [f"{t:g}" for t in heat], names)
-    watch, n_fine = [], sum(isinstance(layer, ActNorm) for layer in model.fine)
+    watch = []
     z, _ = model(logits, digit, watch)
-    frames = [(unsplit if i < n_fine else seen)(v) for i, v in enumerate(watch)]
-    shown = sorted({0, *range(1, n_fine, 3), n_fine - 1, len(watch) - 1})
+    shown = sorted({0, *range(1, len(watch), 3), len(watch) - 1})
     page("layers", "digits on their way to noise, and what comes back",
-         [x10, *(frames[i] for i in shown), model.digits(model.inverse(z, digit))], 10,
-         ["digit", *(f"layer {i}" for i in shown), "back"], names)
+         [x10, *(seen(*watch[i]) for i in shown), model.digits(model.inverse(z, digit))], 10,
+         ["digit", *(f"stage {i}" for i in shown), "back"], names)
     watch = []
     drawn = model.digits(model.inverse(0.7 * noise, digit, watch))
-    frames = [(seen if i < len(watch) - n_fine else unsplit)(v) for i, v in enumerate(watch)]
-    picture(s, "flow.gif", *[sheet(f, 10, f"noise on its way to digits: {len(frames) - i} couplings to go", cols=names)
-                             for i, f in enumerate(frames)], sheet(drawn, 10, "digits", cols=names))
+    picture(s, "flow.gif", *[sheet(seen(*v), 10, f"noise on its way to digits: {i} of {len(watch)} stages undone",
+                                   cols=names) for i, v in enumerate(watch)], sheet(drawn, 10, "digits", cols=names))
     mix, a, b = [i / 8 for i in range(9)], z, z.roll(-1, 0)
     angle = F.cosine_similarity(a, b).acos()[:, None]
     arc = [(((1 - u) * angle).sin() * a + (u * angle).sin() * b) / angle.sin() for u in mix]
@@ -451,7 +447,7 @@ def draw_likely(s, nats, x):
                 label=kind if kind == "test digits" else f"{kind}: AUROC {area[kind]:.3f}")
     blank = nats(torch.zeros_like(x[:1])).item() / 784 / math.log(2)
     ax.axvline(blank, color="black", lw=1, ls="--", label=f"blank paper: {blank:.2f}")
-    ax.set(title="likelihood is not typicality: blank paper beats every digit", xlabel="−log p(x), bits/dim "
+    ax.set(title="which pictures does it find likely? likelihood is not typicality", xlabel="−log p(x), bits/dim "
            "(12 and more in the last bin)", ylabel="density")
     ax.legend(fontsize=8)
     picture(s, "likelihood.png", fig)
@@ -469,7 +465,7 @@ def plane(ax, p, title):
     ax.set_title(title, size=9)
 
 def draw_moons(s, run, model, x):
-    """The density, and how the layers bend a grid of the plane until the moons are one Gaussian cloud."""
+    """The density, samples, and the points between the layers until the moons are one Gaussian cloud."""
     fig = Figure(figsize=(9, 4.2), layout="constrained")
     left, right = fig.subplots(1, 2)
     plane(left, density(model), "density p(x), class not told")
@@ -486,7 +482,7 @@ def draw_moons(s, run, model, x):
     model(x[:2000], watch=watch)
     shown = watch[::2]
     fig = Figure(figsize=(2.2 * len(shown), 2.6), layout="constrained")
-    for i, (ax, points) in enumerate(zip(fig.subplots(1, len(shown), squeeze=False)[0], shown)):
+    for i, (ax, (points, _)) in enumerate(zip(fig.subplots(1, len(shown), squeeze=False)[0], shown)):
         ax.scatter(*points.T.cpu(), s=1, c=x[:2000, 0].cpu())
         ax.set(title=f"{2 * i} couplings", xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), xticks=[], yticks=[], aspect="equal")
     fig.suptitle("2,000 test points on their way to one Gaussian cloud, coloured by where they began", size=10)
@@ -514,10 +510,10 @@ def main(argv=None):
     x, y, x_test, y_test = (v.to(s.device) for v in (x, y, x_test, y_test))
     x_valid, y_valid, x, y = x[55000:56000], y[55000:56000], x[:55000], y[:55000]
     model = build(s).to(s.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=s.lr, fused=True)
     with torch.no_grad():
         model.log_prob(x[:2000], start=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=s.lr, fused=True)
-    levels = {"untrained": -model.log_prob(x_valid).mean().item() / unit}
+        levels = {"ActNorm alone": -model.log_prob(x_valid).mean().item() / unit}
     if s.data == "mnist":
         levels["uniform grey"] = 8.0
     size = sum(p.numel() for p in model.parameters())
@@ -533,7 +529,7 @@ def main(argv=None):
             loss = -model.log_prob(x[i], label).mean() / unit
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 100 / unit)
+        nn.utils.clip_grad_norm_(model.parameters(), 100 / unit)  # 100 for a loss in nats
         optimizer.step()
         return loss
 

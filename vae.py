@@ -51,9 +51,10 @@ def times(W, v):
     return (W * v[:, None]).sum(2)
 
 def gaussian_kl(mean, std, centre, W):
-    """KL(N(mean, diag std²) ‖ N(centre, (WᵀW)⁻¹)) in nats, W triangular, by row of W: (B, Z), to be summed.
+    """KL(N(mean, diag std²) ‖ N(centre, (WᵀW)⁻¹)) in nats, one term for each row of W: (B, Z), to be summed.
 
-    For W = I and centre 0, N(0, I): (mean² + std² − 1) / 2 − log std (Kingma & Welling 2014, appendix B).
+    W is lower triangular and whitens the prior, W (z − centre) ~ N(0, I); term i is the KL of zᵢ given those before it.
+    For W = I and centre 0 it is (mean² + std² − 1) / 2 − log std (Kingma & Welling 2014, appendix B).
     """
     scale = W.diagonal(dim1=1, dim2=2)
     return (times(W, mean - centre).square() + times(W.square(), std.square()) - 1) / 2 - (std * scale).log()
@@ -119,20 +120,19 @@ class VAE(nn.Module):
         return log_likelihood - kl.sum(1)
 
     @torch.no_grad()
-    def log_prob(self, x, y=None, samples=5000):
+    def importance_bound(self, x, y=None, samples=5000):
         """log (1/S) Σ p(x, z_s) / q(z_s | x), z_s ~ q: nats (B,). A lower bound on average, and the more samples the
         tighter; in the limit exact (Burda, Grosse & Salakhutdinov 2016, eqs. 8 and 9)."""
-        def weights(x, y, mean, std, n):  # log p(x, z) − log q(z | x) for n draws of one digit
+        def log_weights(x, y, mean, std, n):  # log p(x, z) − log q(z | x) for n draws of one digit
             eps = torch.randn(n, self.Z, device=x.device, dtype=x.dtype)
             z = mean + std * eps
             centre, W = self.p(y, 1)
             ratio = (std * W.diagonal(dim1=1, dim2=2)).log() + (eps.square() - ((z - centre) @ W[0].T).square()) / 2
-            prior_over_q = ratio.sum(1)
-            return bernoulli_log_prob(x, self.decode(z, y)) + prior_over_q
+            return bernoulli_log_prob(x, self.decode(z, y)) + ratio.sum(1)
 
         parts = [min(1000, samples - done) for done in range(0, samples, 1000)]
         digits = zip(x.split(1), self.classes(y, len(x)).split(1), *(v.split(1) for v in self.q(x, y)))
-        each = torch.stack([torch.cat([weights(*digit, n) for n in parts]) for digit in digits])  # (B, samples)
+        each = torch.stack([torch.cat([log_weights(*digit, n) for n in parts]) for digit in digits])  # (B, samples)
         return each.logsumexp(1) - math.log(samples)
 
     @torch.no_grad()
@@ -300,7 +300,8 @@ def finish(s, run, results, levels):
     for name, level in levels.items():
         ax.axhline(level, ls="--", lw=1, color="gray")
         ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
-    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS, yscale="log")
+    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS,
+           yscale="log" if min(loss + valid) > 0 else "linear")
     fig.legend(loc="outside lower right", ncols=2, fontsize=8)
     picture(s, "curve.png", fig)
     for name, value in results.items():
@@ -321,16 +322,16 @@ def draw_all(s, run, model, x, y, kl):
     def page(name, title, images, columns, rows=None, cols=None):
         picture(s, f"{name}.png", sheet(torch.cat(images), columns, title, rows, cols))
 
-    def redrawn(x, y=None):  # a digit through its code
-        mean, std = model.q(x, y)
-        return model.decode(mean + std * torch.randn_like(std), y).sigmoid()
+    def redrawn(x):  # a digit through its code
+        mean, std = model.q(x)
+        return model.decode(mean + std * torch.randn_like(std)).sigmoid()
 
     page("samples", "samples of each class: the probability of ink", [model.sample(100, digit.repeat(10))], 10,
          cols=names)
-    picture(s, "growth.gif", *[sheet(f / 255, 10, f"the same codes after {c[0]:,} steps of training", cols=names)
+    picture(s, "growth.gif", *[sheet(f / 255, 10, f"the same noise after {c[0]:,} steps of training", cols=names)
                            for f, c in zip(run["frames"], run["curve"])])
     eps = torch.randn(8, model.Z, device=x.device).repeat_interleave(10, 0)
-    page("style", "one draw of noise a row, the class told a column: z is left with the style",
+    page("style", "one draw of noise a row, a class a column: the noise decides what the class leaves open",
          [model.decode(model.codes(eps, digit.repeat(8)), digit.repeat(8)).sigmoid()], 10, cols=names)
     page("reconstructions", "test digits and what comes back from their codes, three draws of z", [
         x10, *(redrawn(x10) for _ in range(3))], 10, ["digit", 1, 2, 3], names)
@@ -338,8 +339,8 @@ def draw_all(s, run, model, x, y, kl):
     page("denoise", "one pixel in ten turned over: strange to the encoder, but a code can be searched", [
         x10, noisy, redrawn(noisy), model.decode(search(model, noisy, 0.1)).sigmoid()], 10,
         ["digit", "noisy", "encoder", "search"], names)
-    a, b, mix = model.q(x10)[0], model.q(x10.roll(-1, 0))[0], [i / 8 for i in range(9)]
-    between = [x10, *(model.decode((1 - u) * a + u * b).sigmoid() for u in mix), x10.roll(-1, 0)]
+    a, mix = model.q(x10)[0], [i / 8 for i in range(9)]
+    between = [x10, *(model.decode((1 - u) * a + u * a.roll(-1, 0)).sigmoid() for u in mix), x10.roll(-1, 0)]
     page("interpolation", "from the code of one test digit to that of another, in a straight line",
          [torch.stack(between, 1).flatten(0, 1)], 11, cols=["digit", *mix, "digit"])
 
@@ -387,7 +388,7 @@ def search(model, x, flipped):
     return z.detach()
 
 def draw_gradients(s, model, x, j):
-    """∂ E_q[log p(x | z)] / ∂ mean_j of one digit, estimated from one draw of z in two ways, 2,000 times each."""
+    """∂ E_q[log p(x | z)] / ∂ mean_j of one digit, estimated from one draw of z in three ways, 2,000 times each."""
     mean, std = (v.repeat(2000, 1) for v in model.q(x))
     z = (mean + std * torch.randn_like(mean)).requires_grad_()
     with torch.enable_grad():
@@ -443,7 +444,7 @@ def main(argv=None):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 60)
         optimizer.step()
-        return loss
+        return (kl.sum(1) - log_likelihood).mean()
 
     @torch.no_grad()
     def terms(digits, labels=None, seed=0):
@@ -470,13 +471,14 @@ def main(argv=None):
 
     done = time.perf_counter()
     log_likelihood, kl = terms(b_test)
-    untold, few = nats(b_test), b_test[:200]
+    untold, few = kl.sum(1) - log_likelihood, b_test[:200]
     guess, told = (torch.stack([nats(b_test, torch.full_like(y_test, d), seed) for d in range(10)], 1)
                    for seed in (1, 2))
-    log_q = torch.log_softmax(-guess, 1)  # q(y | x) from one draw of each bound, the bound on p(x) from another:
+    log_q = torch.log_softmax(-guess, 1)  # q(y | x), chosen by one draw, scored by another: or chance would flatter it
     summed = math.log(10) + (log_q.exp() * (log_q + told)).sum(1)  # −log p(x) ≤ Σ_y q(y) (log q(y) / p(y) − ELBO_y)
     likeliest = guess.argmin(1)
-    gap = summed[:200] - math.log(10) + model.log_prob(few, likeliest[:200], s.samples)  # p(x) ≥ p(y) p(x | y), any y
+    sampled = model.importance_bound(few, likeliest[:200], s.samples) - math.log(10)  # p(x) ≥ p(y) p(x | y), any y
+    gap = summed[:200] + sampled
     with torch.no_grad():
         draw_all(s, run, model, b_test, y_test, kl.mean(0))
     drawn = time.perf_counter()
@@ -486,7 +488,7 @@ def main(argv=None):
         "its standard error": (summed.std() / len(summed) ** 0.5).item(),
         f"{s.samples:,} samples tighten it by, nats, first 200": gap.mean().item(),
         "standard error of that": (gap.std() / len(gap) ** 0.5).item(),
-        "test -log p(x), nats, estimate, class summed out": (summed.mean() - gap.mean()).item(),
+        "test -log p(x), nats, estimate": (summed.mean() - gap.mean()).item(),
         "test -ELBO of p(x), nats, network not told the class": untold.mean().item(),
         "of it KL(q || p)": kl.sum(1).mean().item(),
         "of it -log p(x | z)": -log_likelihood.mean().item(),

@@ -125,7 +125,7 @@ def main(argv=None):
         samples, real = model.sample(args.untold), real[:args.untold].to(args.device) / 255
         share = read(judge, samples).bincount(minlength=10).cpu() / len(samples)
         ratio = share / (labels[:55000].bincount(minlength=10) / 55000)
-        print(f"class not told, shares against training digits': {' '.join(f'{r:.2f}' for r in ratio.tolist())}")
+        print(f"class not told, shares against training digits: {' '.join(f'{r:.2f}' for r in ratio.tolist())}")
         precision, recall = precision_recall(judge, real, samples)
         print(f"{len(real):,} test digits and as many samples: precision {precision:.3f}, recall {recall:.3f}")
 

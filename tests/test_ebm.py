@@ -1,4 +1,4 @@
-"""The energy model against exact answers: a Gaussian energy, sums over classes, the way back from a bad step."""
+"""The energy model against exact answers: a Gaussian energy, sums over classes, what the replay buffer keeps."""
 import math
 
 import pytest
@@ -9,10 +9,10 @@ import ebm
 
 def test_langevin_on_a_gaussian_energy_reaches_its_mean_and_variance():
     torch.manual_seed(0)
-    mean, var, slope = 0.5, 0.05**2, 0.05**2 / 20
+    mean, var, rate = 0.5, 0.05**2, 0.05**2 / 20
     x = ebm.langevin(lambda x: (x - mean).square().flatten(1).sum(1) / (2 * var), torch.rand(200, 1, 10, 10), 400,
-                     slope, math.sqrt(2 * slope), limit=math.inf)
-    exact = 2 * slope / (1 - (1 - slope / var) ** 2)  # of the chain with steps of this size; var as slope goes to 0
+                     rate, math.sqrt(2 * rate), limit=math.inf)
+    exact = 2 * rate / (1 - (1 - rate / var) ** 2)  # of the chain with steps of this size; var as rate goes to 0
     assert exact == pytest.approx(var, rel=0.03)
     assert x.mean().item() == pytest.approx(mean, abs=4 * math.sqrt(var / x.numel()))
     assert x.var().item() == pytest.approx(exact, rel=4 * math.sqrt(2 / x.numel()))
@@ -29,9 +29,9 @@ def test_without_noise_it_is_descent_and_kept_pixels_stay():
 
 def test_one_step_is_bounded_and_stays_on_the_paper():
     x = torch.full((1, 1, 2, 2), 0.5)
-    step = ebm.langevin(lambda v: 1000 * v.sum((1, 2, 3)), x, 1, slope=5.0, noise=0)
+    step = ebm.langevin(lambda v: 1000 * v.sum((1, 2, 3)), x, 1, rate=5.0, noise=0)
     assert torch.allclose(step, torch.full_like(x, 0.5 - 5.0 * 0.03))
-    assert (ebm.langevin(lambda v: 1000 * v.sum((1, 2, 3)), x, 9, slope=5.0, noise=0) == 0).all()
+    assert (ebm.langevin(lambda v: 1000 * v.sum((1, 2, 3)), x, 9, rate=5.0, noise=0) == 0).all()
 
 
 def test_energies_of_the_classes_make_that_of_the_picture_and_a_classifier():

@@ -46,7 +46,7 @@ def gaussian(monkeypatch):
 
 def test_with_the_true_posterior_every_draw_of_the_weights_is_log_p(gaussian):
     x, exact = gaussian
-    assert torch.allclose(LinearGaussian().log_prob(x, samples=3), exact, atol=1e-9)
+    assert torch.allclose(LinearGaussian().importance_bound(x, samples=3), exact, atol=1e-9)
 
 
 @pytest.mark.parametrize("off, wide", [(0.0, 1.0), (0.2, 1.0), (0.0, 1.5), (-0.1, 0.8)])
@@ -63,9 +63,9 @@ def test_the_elbo_falls_short_of_log_p_by_the_kl_to_the_posterior(gaussian, off,
 def test_more_samples_tighten_the_bound_up_to_log_p(gaussian):
     x, exact = gaussian
     model = LinearGaussian(0.3, 1.3)
-    bounds = [torch.stack([model.log_prob(x, samples=n) for _ in range(600)]).mean(0) for n in (1, 5, 50)]
+    bounds = [torch.stack([model.importance_bound(x, samples=n) for _ in range(600)]).mean(0) for n in (1, 5, 50)]
     assert (bounds[0] < bounds[1]).all() and (bounds[1] < bounds[2]).all() and (bounds[2] < exact + 0.02).all()
-    assert torch.allclose(model.log_prob(x, samples=50000), exact, atol=0.05)
+    assert torch.allclose(model.importance_bound(x, samples=50000), exact, atol=0.05)
 
 
 @pytest.mark.parametrize("mean, std, m, s", [(0.0, 1.0, 0.0, 1.0), (1.5, 0.3, 0.0, 1.0), (-0.7, 2.0, 0.4, 0.6)])
@@ -88,6 +88,16 @@ def test_kl_to_a_tilted_prior_and_draws_of_it():
     eps = torch.randn(2, 3).double()
     z = model.codes(eps, torch.tensor([4, 10]))
     assert torch.allclose(vae.times(W, z - centre), eps)
+
+
+def test_one_importance_sample_is_the_elbo_on_average_under_a_tilted_prior():
+    torch.manual_seed(0)
+    model, y = vae.VAE(2, 3).double(), torch.tensor([4, 10])
+    torch.nn.init.normal_(model.prior.weight, std=0.5)
+    x = torch.rand(2, 1, 28, 28).round().double()
+    a, b = (torch.stack([f().detach() for _ in range(1000)]) for f in (
+        lambda: model.importance_bound(x, y, 1), lambda: model.elbo(x, y)))
+    assert ((a.mean(0) - b.mean(0)).abs() <= 4 * ((a.var(0) + b.var(0)) / 1000).sqrt() + 1e-6).all()
 
 
 def test_probabilities_of_all_small_images_sum_to_one():
