@@ -2,7 +2,62 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "matplotlib"]
 # ///
-"""EBM: draft
+"""EBM: learn a landscape with valleys where the digits lie, and draw by rolling downhill with a tremble.
+
+Any function E(x, y) of a picture and a class makes a density, p(x, y) = exp(−E(x, y)) / Z, where Z, the sum over all
+pictures and classes, is unknown and stays so. Training needs only the gradient by the weights θ; there Z turns into a
+mean:
+
+    −∂_θ log p(x | y) = ∂_θ E(x, y) − E_{x' ~ p(· | y)}[∂_θ E(x', y)]     push digits down, pull the model's samples up
+
+Samples come from Langevin dynamics, which needs no Z either: x ← x − rate · ∂E/∂x + noise · ε. With small steps and
+noise² = 2 rate it ends at p. Digits need thousands of such steps; so the chains wait in a replay buffer between
+optimiser
+steps and go on where they stopped, one in twenty from noise, and rate is far larger than the noise allows: downhill
+with a
+little tremble. That samples the landscape at temperature noise² / (2 rate) = 1.25e-5 instead of 1, but for the
+clipping,
+and the landscape is trained for this sampler.
+
+One energy for each class: E(x) = −log Σ_y exp(−E(x, y)) is the picture's own, and p(y | x) = exp(−E(x, y) + E(x)) is a
+classifier that comes free, trained by its cross-entropy on top. Chains are spread evenly over the classes, so p(y) is
+left
+to that cross-entropy.
+
+How to read the loss. E(data) − E(samples) is no distance: where the model is right it is 0, and where training dies it
+is
+0 too. Look at `balance`: the two energies should stay close and near 0, the samples get better. What runs away and how
+it
+is held: energies grow (E² in the loss), gradients burst (clipped, in weights and in pixels), the landscape outruns the
+chains (if the contrast passes 10 either way, the last sound weights come back and the buffer restarts).
+
+Samples: 300 network passes and their gradients, slow. p(x): up to Z. Latent: none. Good at: composing, inpainting and
+denoising with no training for them, scoring strangers. Bad at: training, sampling, likelihoods.
+
+What you will see. `python ebm.py` on MNIST and 2 CPU cores (@CPU): @TRAIN s of training, @AFTER s of pictures.
+
+@LOG
+
+A separate classifier reads @READS % of 1,000 samples as the class asked for (`python benchmarks/judge.py ebm`); over
+seeds 0, 1, 2: @SEEDS, with @RESTARTS restarts. p(y | x) reads @ACC % of the test digits. AUROC of E(x), the chance
+that a stranger scores higher than a test digit, with realnvp.py's −log p(x) in brackets: upside down @UP, inverted
+@INV, noise @NOISE, dimmed to a half @DIM. 64 samples take @SECS s. In out/ebm: samples, denoise, inpainting, energies,
+balance, curve (.png), chains, growth (.gif).
+On one GPU: `python ebm.py --steps 20000 --batch-size 128 --channels 64 --chain-steps 60` (not yet measured).
+
+What differs from the paper. The class by one energy each; JEM trains log p(x) + log p(y | x), here the contrast is on
+E(x, y) and the cross-entropy comes on top; no spectral normalisation; uniform noise of 0.03 on the data; samples by a
+running average of the weights.
+
+References: Du & Mordatch 2019 (arXiv:1903.08689); JEM: Grathwohl et al. 2020 (1912.03263); persistent chains: Tieleman
+2008; contrastive divergence: Hinton 2002; Langevin: Welling & Teh 2011. Read before: ddpm.py. Next: the comparison in
+README.md.
+
+Things to break, one line each:
+  1. In `update`, put replay.keep(j, torch.rand_like(chain)): chains never grow older than 20 steps; see `chains` after
+     step 20.
+  2. Set --size 0: the energies of `balance` drift away from 0.
+  3. In `langevin`, set noise to 0.1: samples drown in grain, and energies of data and samples part.
 """
 import argparse
 import io
@@ -25,9 +80,9 @@ from data import mnist
 # %% Settings: name, the published run's value, what it is. `python ebm.py --help` prints them.
 NAME, LOSS, ITEM = "ebm", "contrast + class + size", "digits"
 FLAGS = {
-    "steps": (1200, "optimiser steps"),
+    "steps": (900, "optimiser steps"),
     "batch_size": (64, "digits per step, and as many chains"),
-    "lr": (1e-3, "peak learning rate of Adam"),
+    "lr": (5e-4, "peak learning rate of Adam"),
     "channels": (32, "feature maps at 14 x 14, twice as many at 7 x 7"),
     "chain_steps": (20, "Langevin steps of each chain in an optimiser step"),
     "sample_steps": (300, "Langevin steps from noise to a sample"),
@@ -70,7 +125,7 @@ class EBM(nn.Module):
         with mixed(str(x.device)):
             return langevin(lambda v: self.energy(v, y), x, steps or self.sample_steps, **how)
 
-def langevin(energy, x, steps, rate=5.0, noise=0.005, limit=0.03, keep=None, watch=None):
+def langevin(energy, x, steps, rate=1.0, noise=0.005, limit=0.1, keep=None, watch=None):
     """x ← x − rate ∂E/∂x + noise ε, again and again: downhill, with a tremble; x (B, 1, 28, 28) stays in [0, 1].
 
     In the limit of small steps, with noise² = 2 rate, x becomes a draw of exp(−E) / Z; the defaults are far colder, as
@@ -292,8 +347,8 @@ def draw_all(s, run, model, x, y):
     picture(s, "chains.gif", *[sheet(watch[i], 10, f"downhill from noise: {i} Langevin steps", cols=names)
                                for i in stops])
     noisy = (x10 + 0.4 * torch.randn_like(x10)).clamp(0, 1)
-    page("denoise", "noise taken away by descent under E(x), class not told, no noise added on the way", [
-        x10, noisy, *(model.walk(noisy, None, n, noise=0) for n in (5, 20, 60))], 10,
+    page("denoise", "noise taken away by descent under E(x, y), none added on the way", [
+        x10, noisy, *(model.walk(noisy, digit, n, noise=0) for n in (5, 20, 60))], 10,
         ["digit", "noisy", "5 steps", 20, 60], names)
     known = torch.arange(28, device=x.device).view(28, 1) < 14  # the upper half
     page("inpainting", "the lower half of a test digit, erased and found again by descent, class told", [
@@ -314,7 +369,7 @@ def draw_all(s, run, model, x, y):
     picture(s, "balance.png", fig)
 
 @torch.no_grad()
-def draw_energies(s, energy, x, samples):
+def strangers(s, energy, x, samples):
     """Draw E(x) of test digits beside samples and what is no digit; {kind: AUROC}, the chance that it has more."""
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device).mul(255).round() / 255
     kinds = {"test digits": x, "samples": samples, "upside down": x.rot90(2, (2, 3)), "inverted": 1 - x,
@@ -414,7 +469,7 @@ def main(argv=None):
     begun, asked = time.perf_counter(), torch.arange(200, device=s.device) % 10
     samples = average.sample(200, asked)
     took = 64 / 200 * (time.perf_counter() - begun)
-    area = draw_energies(s, energy, x_test[:1000], samples)
+    area = strangers(s, energy, x_test[:1000], samples)
     draw_all(s, run, average, x_test, y_test)
     finish(s, run, {
         "test digits read right by p(y | x)": (e.argmin(1) == y_test).float().mean().item(),

@@ -2,7 +2,60 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "matplotlib"]
 # ///
-"""GAN: draft
+"""GAN: a forger and a critic train each other, and nobody ever writes a likelihood down.
+
+The generator G turns noise z into a digit. The critic D looks at a digit, real or forged, and says how likely it is
+real. Each learns against the other:
+
+    D:  minimise −E log D(x) − E log(1 − D(G(z)))                              2 ln 2 = 1.386 where it cannot tell
+    G:  minimise −E log D(G(z))                                                non-saturating
+
+The best D against a given G is p(x) / (p(x) + p_G(x)), and there D's loss is 2 ln 2 − 2 JS(p, p_G): with
+the best D the loss tells the Jensen-Shannon divergence of data and forgeries, and the game is at rest where p_G = p.
+The
+minimax game would have G minimise E log(1 − D(G(z))), which is flat just where D is sure, that is where G must learn;
+−log D is steep there, has the same rest, but no longer descends JS.
+
+What keeps it stable. A critic may grow as steep as it likes where it is sure, and the two chase each other in circles.
+R1 adds γ/2 · E|∂D's logit / ∂x|² at real digits: flat where the data are, so that near
+the rest the two spiral inwards. Against collapse, G
+drawing one digit that passes, the critic also sees how much a batch differs in itself.
+
+How to read the losses. They do not fall: each is measured against an opponent that learns. D's is near 0
+when the critic has won and G learns nothing, and near 1.386 when it cannot tell: because G is good, or because the
+critic
+is weak, or held flat by R1. If digits never seen score as forgeries do (`game`), the critic learns by heart. Collapse
+does not show in the losses, but in the samples: the same digit from every z, shares of the classes that are off
+(`game`).
+
+Samples: one pass. p(x): none, not even a bound; a GAN cannot say how likely a digit is, and nothing but
+counting tells which digits it never draws. Latent: z, without an encoder. Good at: sharp samples, fast. Bad at:
+coverage, and being measured.
+
+What you will see. `python gan.py` on MNIST and 2 CPU cores (@CPU): @TRAIN s of training, @AFTER s of pictures.
+
+@LOG
+
+A separate classifier reads @READS % of 1,000 samples as the class asked for. Class not told, the ten digits come at
+@LOWEST to @HIGHEST times their share in the training digits (2,000 samples); precision (samples within the real
+digits' region of the classifier's features) @PREC, recall (test digits within the samples') @REC (`python
+benchmarks/judge.py gan --untold 2000`). 64 samples take @SECS s. In out/gan: samples, style, untold, interpolation,
+neighbours, game, curve (.png), growth (.gif).
+On one GPU: `python gan.py --steps 50000 --channels 128` (not yet measured).
+
+What differs from the papers. DCGAN's convolutions, 28 x 28, without batch normalisation; R1 at every fourth step with
+four times the weight; the class by a product with the critic's features; half of the digits hide theirs, so one
+network draws with the class and without. Samples come from a running average of G's weights. D's output is a logit.
+
+References: Goodfellow et al. 2014 (arXiv:1406.2661); DCGAN: Radford, Metz & Chintala 2016 (1511.06434); R1: Mescheder,
+Geiger & Nowozin 2018 (1801.04406); the class: Miyato & Koyama 2018 (1802.05637); spread of a batch: Karras et al. 2018
+(1710.10196). Read before: vae.py. Next: realnvp.py.
+
+Things to break, one line each:
+  1. In `generator_loss`, return -F.softplus(fake).mean(), the minimax loss, and set --gamma 0: a sure critic stops G.
+  2. Set --gamma 0: in `game`, belief in training digits and in forgeries parts.
+  3. In `Critic.forward`, multiply spread by 0, and set --gamma 0: look for rows alike in `style`, digits missing in
+     `untold`.
 """
 import argparse
 import io
