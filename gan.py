@@ -32,15 +32,18 @@ Samples: one pass. p(x): none, not even a bound; a GAN cannot say how likely a d
 counting tells which digits it never draws. Latent: z, without an encoder. Good at: sharp samples, fast. Bad at:
 coverage, and being measured.
 
-What you will see. `python gan.py` on MNIST and 2 CPU cores (@CPU): @TRAIN s of training, @AFTER s of pictures.
+What you will see. `python gan.py` on MNIST and 2 CPU cores (AMD EPYC, bfloat16 in training): 407 s of training, 4 s of
+pictures.
 
-@LOG
+    step 118/4,800  critic's loss in nats 0.6348  755 digits/s  6 min 37 s left
+    step 2,518/4,800  critic's loss in nats 1.3050  763 digits/s  3 min 12 s left
+    step 4,800/4,800  critic's loss in nats 1.2740  757 digits/s  0 min 00 s left
 
-A separate classifier reads @READS % of 1,000 samples as the class asked for. Class not told, the ten digits come at
-@LOWEST to @HIGHEST times their share in the training digits (2,000 samples); precision (samples within the real
-digits' region of the classifier's features) @PREC, recall (test digits within the samples') @REC (`python
-benchmarks/judge.py gan --untold 2000`). 64 samples take @SECS s. In out/gan: samples, style, untold, interpolation,
-neighbours, game, curve (.png), growth (.gif).
+A separate classifier reads 97.7 % of 1,000 samples as the class asked for. Class not told, the ten digits come at 0.82
+to 1.21 times their share in the training digits (2,000 samples); precision (samples within the real digits' region of
+the classifier's features) 0.712, recall (test digits within the samples') 0.830 (`python benchmarks/judge.py gan
+--untold 2000`). 64 samples take 0.6 s. In out/gan: samples, style, untold, interpolation, neighbours, game, curve
+(.png), growth (.gif).
 On one GPU: `python gan.py --steps 50000 --channels 128` (not yet measured).
 
 What differs from the papers. DCGAN's convolutions, 28 x 28, without batch normalisation; R1 at every fourth step with
