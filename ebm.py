@@ -12,24 +12,18 @@ mean:
 
 Samples come from Langevin dynamics, which needs no Z either: x ← x − rate · ∂E/∂x + noise · ε. With small steps and
 noise² = 2 rate it ends at p. Digits need thousands of such steps; so the chains wait in a replay buffer between
-optimiser
-steps and go on where they stopped, one in twenty from noise, and rate is far larger than the noise allows: downhill
-with a
-little tremble. That samples the landscape at temperature noise² / (2 rate) = 1.25e-5 instead of 1, but for the
-clipping,
-and the landscape is trained for this sampler.
+optimiser steps and go on where they stopped, one in twenty from noise, and rate is far larger than the noise allows:
+downhill with a little tremble. That samples the landscape at temperature noise² / (2 rate) = 1.25e-5 instead of 1, but
+for the clipping, and the landscape is trained for this sampler.
 
 One energy for each class: E(x) = −log Σ_y exp(−E(x, y)) is the picture's own, and p(y | x) = exp(−E(x, y) + E(x)) is a
 classifier that comes free, trained by its cross-entropy on top. Chains are spread evenly over the classes, so p(y) is
-left
-to that cross-entropy.
+left to that cross-entropy.
 
 How to read the loss. E(data) − E(samples) is no distance: where the model is right it is 0, and where training dies it
-is
-0 too. Look at `balance`: the two energies should stay close and near 0, the samples get better. What runs away and how
-it
-is held: energies grow (E² in the loss), gradients burst (clipped, in weights and in pixels), the landscape outruns the
-chains (if the contrast passes 10 either way, the last sound weights come back and the buffer restarts).
+is 0 too. Look at `balance`: the two energies should stay close and near 0, the samples get better. What runs away and
+how it is held: energies grow (E² in the loss), gradients burst (clipped, in weights and in pixels), the landscape
+outruns the chains (if the contrast passes 10 either way, the last sound weights come back and the buffer restarts).
 
 Samples: 300 network passes and their gradients, slow. p(x): up to Z. Latent: none. Good at: composing, inpainting and
 denoising with no training for them. Bad at: training, sampling, likelihoods.
@@ -50,12 +44,12 @@ balance, curve (.png), chains, growth (.gif).
 On one GPU: `python ebm.py --steps 20000 --batch-size 128 --channels 64 --chain-steps 60` (not yet measured).
 
 What differs from the paper. The class by one energy each; JEM trains log p(x) + log p(y | x), here the contrast is on
-E(x, y) and the cross-entropy comes on top; no spectral normalisation; uniform noise of 0.03 on the data; samples by a
+E(x, y) and the cross-entropy comes on top; no spectral normalisation; Gaussian noise of 0.03 on the data; samples by a
 running average of the weights.
 
 References: Du & Mordatch 2019 (arXiv:1903.08689); JEM: Grathwohl et al. 2020 (1912.03263); persistent chains: Tieleman
-2008; contrastive divergence: Hinton 2002; Langevin: Welling & Teh 2011. Read before: ddpm.py. Next: the comparison in
-README.md.
+2008; contrastive divergence: Hinton 2002; Langevin: Welling & Teh 2011.
+Read before: ddpm.py. Next: the comparison in README.md.
 
 Things to break, one line each:
   1. In `update`, put replay.keep(j, torch.rand_like(chain)): chains never grow older than 20 steps; see `chains` after

@@ -10,27 +10,24 @@ real. Each learns against the other:
     D:  minimise −E log D(x) − E log(1 − D(G(z)))                              2 ln 2 = 1.386 where it cannot tell
     G:  minimise −E log D(G(z))                                                non-saturating
 
-The best D against a given G is p(x) / (p(x) + p_G(x)), and there D's loss is 2 ln 2 − 2 JS(p, p_G): with
-the best D the loss tells the Jensen-Shannon divergence of data and forgeries, and the game is at rest where p_G = p.
-The
-minimax game would have G minimise E log(1 − D(G(z))), which is flat just where D is sure, that is where G must learn;
-−log D is steep there, has the same rest, but no longer descends JS.
+The best D against a given G is p(x) / (p(x) + p_G(x)), and there D's loss is 2 ln 2 − 2 JS(p, p_G): with the best D
+the loss tells the Jensen-Shannon divergence of data and forgeries, and the game is at rest where p_G = p. The minimax
+game would have G minimise E log(1 − D(G(z))), which is flat just where D is sure, that is where G must learn; −log D
+is steep there, has the same rest, but no longer descends JS.
 
 What keeps it stable. A critic may grow as steep as it likes where it is sure, and the two chase each other in circles.
-R1 adds γ/2 · E|∂D's logit / ∂x|² at real digits: flat where the data are, so that near
-the rest the two spiral inwards. Against collapse, G
-drawing one digit that passes, the critic also sees how much a batch differs in itself.
+R1 adds γ/2 · E|∂D's logit / ∂x|² at real digits: flat where the data are, so that near the rest the two spiral
+inwards. Against collapse, G drawing one digit that passes, the critic also sees how much a batch differs in itself.
 
-How to read the losses. They do not fall: each is measured against an opponent that learns. D's is near 0
-when the critic has won and G learns nothing, and near 1.386 when it cannot tell: because G is good, or because the
-critic
-is weak, or held flat by R1. If digits never seen score as forgeries do (`game`), the critic learns by heart. Collapse
+How to read the losses. They do not fall: each is measured against an opponent that learns. D's is near 0 when the
+critic has won and G learns nothing, and near 1.386 when it cannot tell: because G is good, or because the critic is
+weak, or held flat by R1. If digits never seen score as forgeries do (`game`), the critic learns by heart. Collapse
 does not show in the losses, but in the samples: the same digit from every z, shares of the classes that are off
 (`game`).
 
-Samples: one pass. p(x): none, not even a bound; a GAN cannot say how likely a digit is, and nothing but
-counting tells which digits it never draws. Latent: z, without an encoder. Good at: sharp samples, fast. Bad at:
-coverage, and being measured.
+Samples: one pass. p(x): none, not even a bound; a GAN cannot say how likely a digit is, and nothing but counting tells
+which digits it never draws. Latent: z, without an encoder. Good at: sharp samples, fast. Bad at: coverage, and being
+measured.
 
 What you will see. `python gan.py` on MNIST and 2 CPU cores (AMD EPYC, bfloat16 in training): 407 s of training, 4 s of
 pictures.
@@ -52,7 +49,8 @@ network draws with the class and without. Samples come from a running average of
 
 References: Goodfellow et al. 2014 (arXiv:1406.2661); DCGAN: Radford, Metz & Chintala 2016 (1511.06434); R1: Mescheder,
 Geiger & Nowozin 2018 (1801.04406); the class: Miyato & Koyama 2018 (1802.05637); spread of a batch: Karras et al. 2018
-(1710.10196). Read before: vae.py. Next: realnvp.py.
+(1710.10196).
+Read before: vae.py. Next: realnvp.py.
 
 Things to break, one line each:
   1. In `generator_loss`, return -F.softplus(fake).mean(), the minimax loss, and set --gamma 0: a sure critic stops G.

@@ -6,37 +6,29 @@
 stretching.
 
 Let f be an invertible map from digits to noise. If z = f(x) is N(0, I), the density of x is that of z, times how much
-f
-stretches the space around x:
+f stretches the space around x:
 
     log p(x) = log N(f(x); 0, I) + log |det ∂f/∂x|                            the change of variables: exact
 
 A determinant of 784 x 784 costs too much, unless the matrix is triangular. So a coupling splits the numbers in two,
-lets
-one half pass and scales and shifts the other by what a network makes of the first:
+lets one half pass and scales and shifts the other by what a network makes of the first:
 
     z_a = x_a,   z_b = (x_b + t(x_a)) · exp(s(x_a)),   log |det| = Σ s(x_a)   back: x_b = z_b · exp(−s(z_a)) − t(z_a)
 
 The network is never inverted. Couplings with other halves follow: both colours of a chessboard, rows, columns. A
-squeeze
-turns 2 x 2 pixels into 4 channels, and then a chessboard is just two of the channels. Then two of the four channels
-go straight to z (multi-scale), the others on at 7 x 7. Between, each number is scaled and shifted (ActNorm).
+squeeze turns 2 x 2 pixels into 4 channels, and then a chessboard is just two of the channels. Then two of the four
+channels go straight to z (multi-scale), the others on at 7 x 7. Between, each number is scaled and shifted (ActNorm).
 
 Grey levels are whole numbers, and a density may grow without bound on whole numbers. So noise u in [0, 1) fills the
-gap
-between levels, and E_u[log p(x + u) − log q(u | x)] is a lower bound on the log-probability of the level. Ink gets
+gap between levels, and E_u[log p(x + u) − log q(u | x)] is a lower bound on the log-probability of the level. Ink gets
 uniform noise, u's q is 1. Paper, level 0, gets noise that is bell-shaped, Beta(4, 4): a scale and a shift turn a bell
-into a
-Gaussian, but never a box, and most of a digit is paper. Then a logit stretches (0, 1) to (−7.6, 7.6).
+into a Gaussian, but never a box, and most of a digit is paper. Then a logit stretches (0, 1) to (−7.6, 7.6).
 
 Samples: z ~ N(0, I) through the inverse, one pass. p(x): exact for densities, a lower bound for grey levels. Latent:
-z, as
-large as x. Good at: exact likelihoods with fast samples. Bad at: size; every layer must be invertible.
+z, as large as x. Good at: exact likelihoods with fast samples. Bad at: size; every layer must be invertible.
 Likelihood is not typicality. Blank paper is likelier than any digit, though none of 60,000 digits is blank: density is
-high
-where little varies. Most of the mass lies elsewhere, in the huge number of less likely pictures. So look at
-`likelihood`
-before you call anything with low p(x) a stranger, or with high p(x) a friend.
+high where little varies. Most of the mass lies elsewhere, in the huge number of less likely pictures. So look at
+`likelihood` before you call anything with low p(x) a stranger, or with high p(x) a friend.
 
 What you will see. `python realnvp.py` on MNIST and 2 CPU cores (AMD EPYC, bfloat16 in training): 503 s of training, 24
 s of pictures.
@@ -48,7 +40,7 @@ s of pictures.
 Test set, 8-bit grey, one draw of u: −log p(x) ≤ 1.166 ± 0.003 bits/dim, class not told, 1.158 told. Uniform grey is 8;
 each pixel on its own 1.69 (ddpm.py). There and back, 1,000 digits differ by 9e-05 at most, in logit space. A separate
 classifier reads 67.5 % of 1,000 samples at temperature 1 as the class asked for (`python benchmarks/judge.py
-realnvp`); 64 samples take 0.0 s. In out/realnvp: samples, temperature, layers, interpolation, likelihood, curve
+realnvp`); 64 samples take 0.04 s. In out/realnvp: samples, temperature, layers, interpolation, likelihood, curve
 (.png), growth, flow (.gif).
 Two moons in the plane: `python realnvp.py --data moons --steps 1500 --channels 64 --out out/moons` (14 s).
 On one GPU: `python realnvp.py --steps 60000 --batch-size 128 --channels 96 --couplings 12` (not yet measured).
@@ -60,8 +52,8 @@ edge 0.05, 1.57 with the bell and 0.02, 1.45 uniform with 0.0005, 1.33 with both
 
 References: Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803); ActNorm: Kingma & Dhariwal 2018 (1807.03039);
 dequantisation: Theis, van den Oord & Bethge 2016 (1511.01844), Ho et al. 2019 (1902.00275); typicality: Nalisnick et
-al.
-2019 (1810.09136). Read before: vae.py. Next: ddpm.py.
+al. 2019 (1810.09136).
+Read before: vae.py. Next: ddpm.py.
 
 Things to break, one line each:
   1. In `dequantise`, return level / 256 + 1e-3, x.new_zeros(len(x)): without noise the loss falls below 0, which no

@@ -10,14 +10,12 @@ decoder, turn it into the probability of ink for each of the 784 pixels. Its lik
     p(x | y) = ∫ p(x | z, y) p(z | y) dz                                      y: the class, where it is told
 
 hopeless to average over drawn codes, since almost none could have drawn this x. So a second network, the encoder,
-guesses which
-ones could: q(z | x, y) = N(mean, std²). With any guess at all, by Jensen's inequality,
+guesses which ones could: q(z | x, y) = N(mean, std²). With any guess at all, by Jensen's inequality,
 
     log p(x | y) ≥ E_q[log p(x | z, y)] − KL(q(z | x, y) ‖ p(z | y))          the evidence lower bound, ELBO
 
 How well the code redraws the digit, less the nats that the code costs. The bound falls short by KL(q ‖ p(z | x, y)),
-so
-raising it also teaches the encoder to guess. Trains: −ELBO, both networks and the prior at once, summed over pixels
+so raising it also teaches the encoder to guess. Trains: −ELBO, both networks and the prior at once, summed over pixels
 and latents: a mean over pixels would weigh the KL 784 times (--beta weighs it on purpose).
 
 The gradient has to pass a random draw. The log-derivative trick weighs ∂ log q(z) by log p(x | z): right on average,
@@ -25,8 +23,7 @@ but so noisy that it drowns. The reparameterisation writes z = mean + std · ε 
 way, and the gradient flows through z. The picture `gradients` shows one gradient, estimated in three ways.
 
 Samples: z from the prior, decoded; what is shown is the probability of ink. p(x): a bound, tightened by importance
-weights
-(5,000 samples: IWAE's estimate). Latent: Z numbers, continuous, so digits can be mixed. Good at: speed, codes,
+weights (5,000 samples: IWAE's estimate). Latent: Z numbers, continuous, so digits can be mixed. Good at: speed, codes,
 representing. Bad at: sharpness; pixels are independent once z is known, so what z leaves open is blurred.
 
 What you will see. `python vae.py` on MNIST and 2 CPU cores (AMD EPYC, bfloat16 in training): 523 s of training, 54 s
@@ -54,8 +51,7 @@ gradients clipped. The class enters encoder and decoder and is hidden from a ten
 p(x) and p(x | y).
 
 References: Kingma & Welling 2014 (arXiv:1312.6114), appendix B for the KL; Rezende, Mohamed & Wierstra 2014
-(1401.4082);
-IWAE: Burda, Grosse & Salakhutdinov 2016 (1509.00519); β: Higgins et al. 2017.
+(1401.4082); IWAE: Burda, Grosse & Salakhutdinov 2016 (1509.00519); β: Higgins et al. 2017.
 Read before: made.py. Next: vqvae.py, whose codes are whole numbers: `diff vae.py vqvae.py`.
 
 Things to break, one line each:

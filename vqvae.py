@@ -5,9 +5,8 @@
 """VQ-VAE: a code of whole numbers for every digit, and a language model that learns to write such codes.
 
 A VAE's code is a cloud in a continuous space and its prior a Gaussian. Here the code is 49 symbols out of K, one for
-each place of 7 x 7, and the prior p(z | y) is learned, by a small transformer that writes the symbols
-row by row. The encoder says a vector z_e at each place; the codebook has K vectors e_1, …, e_K; the nearest one
-stands:
+each place of 7 x 7, and the prior p(z | y) is learned, by a small transformer that writes the symbols row by row. The
+encoder says a vector z_e at each place; the codebook has K vectors e_1, …, e_K; the nearest one stands:
 
     zₜ = argmin_k |z_eₜ − e_k|²,        −log p(x | y) ≤ −log p(x | z) − log p(z | y)           z: the encoder's codes
 
@@ -15,15 +14,14 @@ The bound is one term of the sum p(x | y) = Σ_z p(z | y) p(x | z); q(z | x) is 
 
 An argmin has no gradient. So the decoder's gradient at e_z is handed to z_e as it is (straight-through), and the
 commitment c |z_e − sg(e_z)|², sg for "no gradient here", keeps the two close. The codebook needs no gradient: each e_k
-follows the running mean of the vectors that came to it. An entry to which hardly anything comes (under
-3 % of its fair share) would stay dead, so it restarts at a vector of the batch, likelier the worse that one is served.
-Use counts as perplexity, e^entropy of the codes: K if all are used alike, 1 if the codebook has collapsed.
+follows the running mean of the vectors that came to it. An entry to which hardly anything comes (under 3 % of its fair
+share) would stay dead, so it restarts at a vector of the batch, likelier the worse that one is served. Use counts as
+perplexity, e^entropy of the codes: K if all are used alike, 1 if the codebook has collapsed.
 
 Trains: −log p(x | z) − log p(z | y) + c · commitment in one run (--two-phase yes: the prior after the codes, as in the
-paper). Samples: 49 symbols by
-the prior, with keys and values kept, then one pass of the decoder. p(x): a bound. Latent: 49 symbols. Good at: turning
-images or sound into tokens for a strong prior. Bad at: likelihood: the bits of z describe z only; the nats of the
-pixels given z come on top, and only the sum compares with a pixel model's figure.
+paper). Samples: 49 symbols by the prior, with keys and values kept, then one pass of the decoder. p(x): a bound.
+Latent: 49 symbols. Good at: turning images or sound into tokens for a strong prior. Bad at: likelihood: the bits of z
+describe z only; the nats of the pixels given z come on top, and only the sum compares with a pixel model's figure.
 
 What you will see. `python vqvae.py` on MNIST and 2 CPU cores (AMD EPYC, bfloat16 in training): 327 s of training, 21 s
 of pictures.
@@ -36,7 +34,7 @@ Test set, binarised once, in nats: −log p(x) ≤ 103.04 ± 0.25, class not tol
 147 that 49 codes take without a prior) and 55.30 for the pixels given them; class summed out, first 1,000: 100.04.
 transformer_ar.py needs 82.23 nats = 118.6 bits, class not told, for the whole picture: the codes cost fewer bits, and
 leave the rest open. Perplexity of the codes: 6.3 of 8. A separate classifier reads 93.0 % of 1,000 samples as the
-class asked for (`python benchmarks/judge.py vqvae`); 64 samples take 0.1 s. In out/vqvae: samples, reconstructions,
+class asked for (`python benchmarks/judge.py vqvae`); 64 samples take 0.07 s. In out/vqvae: samples, reconstructions,
 codes, codebook, usage, interpolation, curve (.png), growth (.gif).
 On one GPU: `python vqvae.py --steps 60000 --channels 128 --width 256` (not yet measured).
 
@@ -465,7 +463,7 @@ def draw_all(s, run, model, x, y, used):
     seen = F.unfold(x[:1000], 12, padding=4, stride=4).transpose(1, 2).flatten(0, 1)  # (49,000, 144), what a code sees
     which = F.one_hot(model.codebook.nearest(model.encode(x[:1000])).flatten(), len(order)).float()  # (49,000, K)
     mean = (which.T @ seen / which.sum(0).clamp(min=1)[:, None]).view(-1, 1, 12, 12)[order]
-    page("codebook", "what each entry stands for: the mean of the 12 x 12 pixels around its places, and its share",
+    page("codebook", "mean of the 12 x 12 pixels that each code sees",
          [F.interpolate(mean, 28)], len(order), cols=[f"{100 * v:.0f} %" for v in (used / used.sum())[order]])
 
     fig = Figure(figsize=(9, 3.4), layout="constrained")
