@@ -565,6 +565,8 @@ def main(argv=None):
         unit, x, x_test = 784 * math.log(2), x.float() / 255, x_test.float() / 255
     else:
         (x, y), (x_test, y_test), s.source, unit = moons(60000), moons(10000), "two moons", 2 * math.log(2)
+        global SAVE_EVERY
+        SAVE_EVERY = min(SAVE_EVERY, 1)  # the density bends fast
     x, y, x_test, y_test = (v.to(s.device) for v in (x, y, x_test, y_test))
     x_valid, y_valid, x, y = x[55000:56000], y[55000:56000], x[:55000], y[:55000]
     model = build(s).to(s.device)
