@@ -29,7 +29,7 @@ Samples: one pass. p(x): none, not even a bound; a GAN cannot say how likely a d
 which digits it never draws. Latent: z, without an encoder. Good at: sharp samples, fast. Bad at: coverage, and being
 measured.
 
-What you will see. `python gan.py` on MNIST and 2 CPU cores (AMD EPYC, bfloat16 in training): 407 s of training, 4 s of
+What you will see. `python gan.py` on MNIST and 2 CPU cores (AMD EPYC, bfloat16 in training): 407 s of training, 5 s of
 pictures.
 
     step 118/4,800  critic's loss in nats 0.6348  755 digits/s  6 min 37 s left
