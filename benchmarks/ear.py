@@ -2,8 +2,10 @@
 
 `python benchmarks/ear.py` trains it in half a minute, prints how many of the 300 real test clips it hears right, and
 how many of 300 sounds made by out/wavenet/model.pt (each digit and speaker, as long as a real clip of theirs) it hears
-as the digit asked for, at several temperatures. A machine's ear is no listener, but it can be fooled only so far.
+as the digit asked for, at several temperatures (kept in benchmarks/results/ear-cpu.json). A machine's ear is no listener, but it can be fooled
+only so far.
 """
+import json
 import sys
 from pathlib import Path
 
@@ -63,6 +65,7 @@ def main():
 
         digits = [d for _, d, _ in test]
         real = right([torch.from_numpy(x) for x, _, _ in test], digits)
+        said = {"real test clips heard right": real}
         print(f"{source}: {real:.1%} of {len(test)} real test clips")
         run = wavenet.read_run(ROOT / "out" / "wavenet" / "model.pt")
         model = wavenet.load(ROOT / "out" / "wavenet" / "model.pt")
@@ -72,7 +75,9 @@ def main():
             model.T = 5000
             sounds = model.sample(len(test), torch.tensor(digits), who, temperature=temperature)
             sounds = [s[:len(x)] for s, (x, _, _) in zip(sounds, test)]
-            print(f"temperature {temperature}: {right(sounds, digits):.1%} of {len(test)} sounds of wavenet.py")
+            said[f"sounds heard as asked, temperature {temperature}"] = heard = right(sounds, digits)
+            print(f"temperature {temperature}: {heard:.1%} of {len(test)} sounds of wavenet.py")
+    (ROOT / "benchmarks" / "results" / "ear-cpu.json").write_text(json.dumps(said, indent=1) + "\n")
 
 
 if __name__ == "__main__":

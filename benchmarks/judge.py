@@ -3,7 +3,7 @@
 `python benchmarks/judge.py ddpm` loads out/ddpm/model.pt, draws 100 samples of each class and prints the
 share that the judge reads as the class asked for. With --untold N it also draws N samples of no class:
 which digits are they, and how much of the variety of real digits do they cover (precision and recall in
-the judge's features)? The judge is a small convolutional network, trained once on the first 55,000
+the judge's features)? What it says is kept in benchmarks/results/judge-cpu.json. The judge is a small convolutional network, trained once on the first 55,000
 training digits (shifted by up to two pixels) and kept in out/judge/model.pt.
 """
 import argparse
@@ -101,6 +101,14 @@ def precision_recall(judge, real, fake, k=3):
     return covered(b, a), covered(a, b)
 
 
+def frechet(a, b):
+    """|m_a − m_b|² + tr(S_a + S_b − 2 (S_a S_b)^½): the Fréchet distance of Gaussians fitted to features a (N, F) and
+    b (M, F) (Heusel et al. 2017, arXiv:1706.08500, eq. 6; there in another network's features, so never compare)."""
+    a, b = a.double(), b.double()
+    cross = torch.linalg.eigvals(a.T.cov() @ b.T.cov()).real.clamp(min=0).sqrt().sum()
+    return ((a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * cross).item()
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("script", help="a chapter's name, such as ddpm")
@@ -108,6 +116,7 @@ def main(argv=None):
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--untold", type=int, default=0, help="samples of no class to count and compare (0)")
     args = parser.parse_args(argv)
+    said = {}
     judge = judge_for(args.device)
     path = args.model or ROOT / "out" / args.script / "model.pt"
     model = importlib.import_module(args.script).load(path, args.device)
@@ -117,6 +126,7 @@ def main(argv=None):
     samples = model.sample(len(y), y)
     seconds = time.time() - start
     right = (read(judge, samples) == y).view(10, 100).float().mean(1)
+    said["read as asked"] = right.mean().item()
     print(f"{args.script}: the judge reads {100 * right.mean():.1f} % of 1,000 samples as the class asked for")
     print(f"by class: {' '.join(f'{c}:{100 * r:.0f}' for c, r in enumerate(right.tolist()))}")
     print(f"drawn in {seconds:.1f} s ({len(y) / seconds:.0f} a second)")
@@ -127,7 +137,12 @@ def main(argv=None):
         ratio = share / (labels[:55000].bincount(minlength=10) / 55000)
         print(f"class not told, shares against training digits: {' '.join(f'{r:.2f}' for r in ratio.tolist())}")
         precision, recall = precision_recall(judge, real, samples)
+        said |= {"shares, class not told": ratio.tolist(), "precision": precision, "recall": recall}
         print(f"{len(real):,} test digits and as many samples: precision {precision:.3f}, recall {recall:.3f}")
+    results = ROOT / "benchmarks" / "results" / "judge-cpu.json"
+    known = json.loads(results.read_text()) if results.exists() else {}
+    known[f"python benchmarks/judge.py {' '.join(argv or sys.argv[1:])}"] = said
+    results.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

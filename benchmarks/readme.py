@@ -1,0 +1,213 @@
+"""Every table and figure of README.md, made again from the saved runs.
+
+    python benchmarks/readme.py              from out/ and benchmarks/results; says which runs are missing
+    python benchmarks/readme.py --measure    first measures all of it: compare.py, sampling.py, judge.py, ear.py
+    python benchmarks/readme.py --run        first makes the missing runs, then measures
+
+The numbers of each run go to benchmarks/results/NAME-cpu.json, its log to NAME-cpu.log (NAME-gpu for runs on a GPU), its
+pictures to assets/, and the tables into README.md between their marks. What no run is there for stays as it was.
+"""
+import argparse
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import compare
+import torch
+from compare import RESULTS
+from judge import ROOT
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from PIL import Image
+
+ORDER = ["made", "char_rnn", "wavenet", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae", "gan", "realnvp",
+         "ddpm", "ebm"]
+PICTURES = {  # in assets/: where it comes from, in out/
+    "made_completion.png": "made/completion.png", "char_rnn_surprise.png": "char_rnn/surprise.png",
+    "wavenet_foreseen.png": "wavenet/foreseen.png", "pixelcnn_blind_spot.png": "pixelcnn/blind_spot.png",
+    "gated_pixelcnn_blind_spot.png": "gated_pixelcnn/blind_spot.png",
+    "transformer_ar_attention.png": "transformer_ar/attention.png", "vae_style.png": "vae/style.png",
+    "vqvae_codes.png": "vqvae/codes.png", "gan_samples.png": "gan/samples.png", "realnvp_layers.png": "realnvp/layers.png",
+    "denoising.gif": "ddpm/denoising.gif", "ebm_inpainting.png": "ebm/inpainting.png",
+    "realnvp_likelihood.png": "realnvp/likelihood.png", "gan_neighbours.png": "gan/neighbours.png"}
+JUDGED = ["ddpm", "vae", "vqvae", "gan --untold 2000", "realnvp", "ebm"]  # what the openings say of judge.py
+EXTRA = [compare.GREY, "realnvp-moons", "ebm-seed1", "ebm-seed2"]  # runs in out/ of other flags that openings speak of
+FIGURE = {  # the figure of a chapter: its key in metrics.json, decimals, what it is; and what is published beside it
+    "made": ("test -log p(x), nats, network not told the class", 2, "nats, exact", "84.87 (85 epochs, [G])"),
+    "char_rnn": ("test nats/char", 4, "nats/char, exact", "1.4697 (transformer, 3 minutes on an A100, [N])"),
+    "wavenet": ("test bits/sample, not told", 3, "bits/sample, exact", "– (an order-2 Markov chain: 5.11)"),
+    "pixelcnn": ("test -log p(x), nats, network not told the class", 2, "nats, exact", "81.45 (457 epochs, [G])"),
+    "gated_pixelcnn": ("test -log p(x), nats, network not told the class", 2, "nats, exact", "81.50 (457 epochs, [G])"),
+    "transformer_ar": ("test -log p(x), nats, network not told the class", 2, "nats, exact",
+                       "79.17 (ImageGPT, 457 epochs, [G])"),
+    "vae": ("test -ELBO of p(x), nats, class summed out", 2, "nats, bound", "86.77 (457 epochs, no class, [G])"),
+    "vqvae": ("test -ELBO, nats, class not told", 2, "nats, bound", "–"),
+    "gan": None,
+    "realnvp": ("test -log p(x), bits/dim, class not told", 3, "bits/dim, bound", "1.078, 1.020 multi-scale ([U11])"),
+    "ddpm": ("test bound, bits/dim (-log p is at most this)", 2, "bits/dim, bound", "–"),
+    "ebm": None,
+}
+
+
+def collect(name):
+    """Copies of a run's numbers and log where they are kept."""
+    out = ROOT / "out" / name
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    kind = "cpu" if metrics["device"].startswith("CPU") else "gpu"
+    run = out / "run.json"
+    metrics["run"] = json.loads(run.read_text()) if run.exists() else {}
+    (RESULTS / f"{name}-{kind}.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    if (out / "log.txt").exists():
+        shutil.copy(out / "log.txt", RESULTS / f"{name}-{kind}.log")
+
+
+def gallery(folder):
+    """All twelve at once: digits, text and sound that nobody made."""
+    fig = Figure(figsize=(13, 8.4), layout="constrained")
+    for ax, name in zip(fig.subplots(4, 3).flat, ORDER):
+        torch.manual_seed(0)
+        model = importlib.import_module(name).load(folder / name / "model.pt")
+        if name == "char_rnn":
+            text = model.spell(model.sample(1, given=torch.tensor([[model.codes.tolist().index(10)]]))[0])
+            ax.text(0.01, 0.97, "\n".join(line[:62] for line in text.strip().split("\n")[:9]), va="top", size=7.5,
+                    family="monospace", transform=ax.transAxes)
+            ax.set_title("char_rnn.py: tiny Shakespeare", size=10)
+        elif name == "wavenet":
+            model.T = 4000
+            for k, digit in enumerate((0, 4, 7)):
+                sound = model.sample(1, digit)[0]
+                ax.plot(torch.arange(len(sound)) / 8000, sound / 2 / sound.abs().max() - k, lw=0.4, color="C0")
+            ax.set_yticks([0, -1, -2], ["zero", "four", "seven"], size=8)
+            ax.set_xlabel("seconds", size=8)
+            ax.tick_params(labelsize=8)
+            ax.set_title("wavenet.py: spoken digits", size=10)
+        else:
+            x = model.sample(30, torch.arange(30) % 10).view(3, 10, 28, 28).transpose(1, 2).reshape(84, 280)
+            ax.imshow(x, cmap="gray_r", vmin=0, vmax=1)
+            ax.set_title(f"{name}.py", size=10)
+        if name != "wavenet":
+            ax.set_xticks([])
+            ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    return fig
+
+
+def taxonomy():
+    """The families as a tree: what each knows of p(x)."""
+    fig = Figure(figsize=(12, 5.2), layout="constrained")
+    ax = fig.subplots()
+    ax.set(xlim=(0, 12), ylim=(0, 5.4))
+    ax.axis("off")
+
+    def box(x, y, text, color, width=1.9, height=0.72):
+        ax.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.04",
+                                    fc=color, ec="gray", lw=0.8))
+        ax.text(x, y, text, ha="center", va="center", size=9)
+        return x, y, height
+
+    def line(a, b):
+        ax.plot([a[0], b[0]], [a[1] - a[2] / 2, b[1] + b[2] / 2], color="gray", lw=0.8, zorder=0)
+
+    root = box(6, 5, "a model of data x", "white", 2.2, 0.5)
+    explicit = box(4.2, 4.05, "explicit: it has a p(x)", "#eef3fa", 2.6, 0.5)
+    implicit = box(10.9, 4.05, "implicit: it only draws", "#fdeee6", 2.0, 0.5)
+    tractable = box(2.4, 3.0, "p(x) can be computed", "#dde9f7", 2.4, 0.5)
+    approximate = box(7.2, 3.0, "p(x) can only be approached", "#dde9f7", 2.6, 0.5)
+    for a, b in ((root, explicit), (root, implicit), (explicit, tractable), (explicit, approximate)):
+        line(a, b)
+    leaves = [
+        (tractable, 1.35, "autoregressive", "made  char_rnn  wavenet\npixelcnn  gated_pixelcnn\ntransformer_ar",
+         "drawn one by one"),
+        (tractable, 3.75, "normalising flow", "realnvp", "one pass, invertible"),
+        (approximate, 5.75, "latent, a bound", "vae  vqvae", "a code, one pass"),
+        (approximate, 7.55, "diffusion, a bound", "ddpm", "many passes, the score"),
+        (approximate, 9.3, "energy, up to Z", "ebm", "a walk downhill"),
+        (implicit, 10.95, "adversarial", "gan", "one pass"),
+    ]
+    for parent, x, family, files, how in leaves:
+        width = 2.3 if "\n" in files else 1.5
+        leaf = box(x, 1.95, family, "#c8dcf2" if parent is not implicit else "#f9d9c6", width, 0.45)
+        line(parent, leaf)
+        ax.text(x, 1.55, files, ha="center", va="top", size=9, family="monospace", weight="bold")
+        ax.text(x, 0.75, how, ha="center", va="top", size=8, style="italic", color="dimgray")
+    ax.text(6, 0.2, "What can be computed of p(x), and how a sample is drawn: that decides what a model is good for.",
+            ha="center", size=9)
+    return fig
+
+
+def sampling_table():
+    known = json.loads((RESULTS / "sampling-cpu.json").read_text())["results"]
+    lines = ["| | drawn | plain | cached | ratio | after 1/8, 1/4, 1/2 of it |", "|" + "---|" * 6]
+    for name in [n for n in ORDER if n in known]:
+        r = known[name]
+        early = ", ".join(f"{v:.0f}" if v >= 9.5 else f"{v:.1f}" for v in list(r["ratio by length"].values())[:3])
+        lines.append(f"| {name}.py | {r['sequences']} x {r['symbols of each']:,} symbols | {r['plain, seconds']:.1f} s | "
+                     f"{r['cached, seconds']:.2f} s | {r['ratio']:.0f} | {early} |")
+    return "\n".join(lines) + "\n"
+
+
+def published_table():
+    """Each chapter's figure here, what others publish, and the larger run that its opening names."""
+    lines = ["| | default run, 2 CPU cores | published | larger, on one GPU | measured there |", "|" + "---|" * 5]
+    for name in ORDER:
+        opening = " ".join((ROOT / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].split())
+        command = re.search(r"On one GPU: `(.*?)`", opening).group(1)
+        cells = ["not a likelihood: see above", "–", f"`{command}`", "not yet measured"]
+        for place, kind in ((0, "cpu"), (3, "gpu")):
+            path = RESULTS / f"{name}-{kind}.json"
+            if path.exists() and FIGURE[name]:
+                key, digits, unit, cells[1] = FIGURE[name]
+                run = json.loads(path.read_text())
+                cells[place] = f"{run['results'][key]:.{digits}f} {unit}; {run['results']['seconds of training']:.0f} s"
+        lines.append(f"| {name}.py | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def filled(text):
+    """README.md with its tables as the results have them."""
+    tables = {"sampling": sampling_table(), "published": published_table()}
+    tables |= dict(zip(("binary", "grey", "cost", "sequences"), compare.table(json.loads(
+        (RESULTS / "compare-cpu.json").read_text())).split("\n\n")))
+    for name, table in tables.items():
+        begin, end = f"<!-- table: {name} -->\n", f"<!-- end: {name} -->"
+        before, rest = text.split(begin)
+        text = before + begin + table.rstrip("\n") + "\n" + end + rest.split(end, 1)[1]
+    return text
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--measure", action="store_true", help="measure all that is in the tables again")
+    parser.add_argument("--run", action="store_true", help="make the missing runs, then measure")
+    args = parser.parse_args(argv)
+    out, assets = ROOT / "out", ROOT / "assets"
+    if args.measure or args.run:
+        compare.main(["--run"] if args.run else [])
+        for line in ["sampling.py", *(f"judge.py {name}" for name in JUDGED), "ear.py"]:
+            subprocess.run([sys.executable, *f"benchmarks/{line}".split()], cwd=ROOT, check=True)
+    missing = [name for name in ORDER if not (out / name / "metrics.json").exists()]
+    for name in missing:
+        print(f"{name}: no run in out/{name}; `python {name}.py` makes it. Its numbers and pictures stay as they are")
+    for name in (set(ORDER) - set(missing)) | {n for n in EXTRA if (out / n / "metrics.json").exists()}:
+        collect(name)
+    for asset, source in PICTURES.items():
+        if (out / source).exists():
+            shutil.copy(out / source, assets / asset)
+    if missing:
+        print("assets/gallery.png needs all twelve runs: it stays as it is")
+    else:
+        gallery(out).savefig(assets / "gallery.png", dpi=110)
+        Image.open(assets / "gallery.png").convert("P", palette=Image.Palette.ADAPTIVE).save(assets / "gallery.png")
+    taxonomy().savefig(assets / "taxonomy.png", dpi=120)
+    known = json.loads((RESULTS / "compare-cpu.json").read_text())
+    compare.figure(known).savefig(assets / "comparison.png", dpi=120)
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"README.md: tables and pictures of {len(ORDER) - len(missing)} runs and of benchmarks/results")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The measures of the comparison against closed forms, and its table against its own numbers."""
+import sys
+
+import pytest
+import torch
+from scipy import stats
+from test_frame import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import compare  # noqa: E402
+import judge  # noqa: E402
+
+
+def cloud(n, mean, deviation, seed=0):
+    """n points whose mean and covariance are exactly these: (n, F) for `mean`, `deviation` (F,)."""
+    x = torch.randn(n, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    x = x - x.mean(0)
+    return x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T * torch.tensor(deviation) + torch.tensor(mean)
+
+
+class Plain(torch.nn.Module):
+    """A judge whose features are the pixels."""
+
+    def features(self, x):
+        return x.flatten(1)
+
+
+def test_frechet_of_gaussians_is_the_closed_form():
+    a, b = cloud(500, [0.0, 1, 2], [1.0, 2, 3], 0), cloud(400, [1.0, 1, 0], [2.0, 2, 0.5], 1)
+    assert judge.frechet(a, b) == pytest.approx(1 + 0 + 4 + 1 + 0 + 6.25, abs=1e-9)
+    assert judge.frechet(a, a) == pytest.approx(0, abs=1e-9)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]  # a rotation of both changes nothing
+    assert judge.frechet(a @ turn, b @ turn) == pytest.approx(12.25, abs=1e-9)
+
+
+def test_precision_and_recall_of_sets_that_are_known():
+    real = torch.rand(300, 1, 2, 1)
+    far, few = real + 9, real[:10].repeat(30, 1, 1, 1) + 1e-4 * torch.randn(300, 1, 2, 1)
+    against = compare.Against(Plain(), real)
+    for fake, precision, recall in ((real, 1, 1), (far, 0, 0)):
+        scores = against.scores(fake)
+        assert scores["precision"][0] == precision and scores["recall"][0] == recall
+    precision, recall = judge.precision_recall(Plain(), real, few)
+    assert precision > 0.9 and recall < 0.2  # ten digits again and again: each is good, most are missing
+    scores = against.scores(few)
+    assert scores["precision"][0] == pytest.approx(precision) and scores["recall"][0] == pytest.approx(recall)
+    assert scores["Frechet distance"][0] == pytest.approx(judge.frechet(few.flatten(1), real.flatten(1)))
+    assert all(half > 0 for _, half in scores.values())
+
+
+def test_the_jackknife_has_the_spread_of_new_draws():
+    draws = [torch.randn(1000, 1, 2, 1, generator=torch.Generator().manual_seed(k)) + 1 for k in range(40)]
+    base = torch.randn(1000, 1, 2, 1)
+    found = [judge.frechet(x.flatten(1), base.flatten(1)) for x in draws]
+    real = [judge.frechet(draws[0].flatten(1), x.flatten(1) - 1) for x in draws[1:]]
+    spread = (stats.tvar(found) + stats.tvar(real)) ** 0.5  # of both samples together
+    half = compare.Against(Plain(), base).scores(draws[0])["Frechet distance"][1]
+    assert 0.4 < half / (1.96 * spread) < 2.5
+
+
+@pytest.mark.parametrize("right", [0, 3, 50, 99, 100])
+def test_the_interval_of_a_share_is_wilsons(right):
+    share, half = compare.share(torch.arange(100) < right)
+    low, high = stats.binomtest(right, 100).proportion_ci(method="wilson")
+    assert share == right / 100 and half == pytest.approx(max(share - low, high - share), abs=1e-3)
+
+
+def test_lines_of_code_leave_out_what_is_none(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text('"""One.\n\nTwo.\n"""\nimport os  # three\n\n# four\ndef f(x):\n    """Five."""\n'
+                    '    return (x +\n            """six\n            """)\n')
+    assert compare.lines_of_code(path) == 5  # import, def, and three of the return
+
+
+def test_an_unknown_chapter_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.main(["glow"])
+    assert stop.value.code == 2 and "glow" in capsys.readouterr().err
