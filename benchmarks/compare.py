@@ -24,7 +24,6 @@ import subprocess
 import sys
 import time
 import tokenize
-from pathlib import Path
 
 import torch
 from judge import ROOT, frechet, judge_for, read
@@ -39,7 +38,8 @@ IMAGES = ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae"
 SEQUENCES = ["char_rnn", "wavenet"]
 GROUPS = {  # protocol: who stands in it, in order
     "binary": ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae", "digits", "noise"],
-    "grey": [GREY, "vae", "vqvae", "gan", "realnvp", "ddpm", "ebm", "digits", "noise"]}
+    "grey": [GREY, "vae", "vqvae", "gan", "realnvp", "ddpm", "ddpm, unguided", "ebm", "digits", "noise"]}
+OTHERWISE = {"ddpm, unguided": {"guidance": 1.0}}  # the same run, sampled with these
 NATS = 784 * math.log(2)  # in a bit per dimension
 LIKELIHOOD = {  # script: what the figure is, protocol, and its keys in metrics.json: p(x) untold, p(x) summed, p(x | y)
     "made": ("exact", "binary", "test -log p(x), nats, network not told the class",
@@ -132,8 +132,8 @@ class Against:
             every = torch.arange(len(self.real)) % self.BLOCKS != out
             own, other, across = (d[kept][:, kept] for d in within) if out is not None else within
             balls = [d.kthvalue(4, dim=1).values for d in (own, other)]  # to the third neighbour beside itself
-            return (frechet(fake[kept] if out is not None else fake, self.real[every] if out is not None else self.real),
-                    covered(across, balls[1]), covered(across.T, balls[0]))
+            a, b = (fake[kept], self.real[every]) if out is not None else (fake, self.real)
+            return frechet(a, b), covered(across, balls[1]), covered(across.T, balls[0])
 
         value, g = measured(None), self.BLOCKS
         parts = list(zip(*(measured(out) for out in range(g))))
@@ -163,28 +163,39 @@ def likelihood(name, metrics):
             "-log p(x | y)": told, "95 %": 1.96 * error[0] if error else None}
 
 
+@torch.no_grad()
+def seconds_for_64(model):
+    """The median of three times, class told."""
+    seconds = []
+    for _ in range(4):  # the first to warm up
+        begun = time.perf_counter()
+        model.sample(64, torch.arange(64) % 10)
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds[1:])
+
+
 def measure(name, judge, digits):
-    """All of one image model, from out/NAME, as a dict."""
+    """All of one image model, from out/NAME: its row, and those of its samples drawn otherwise."""
     out = ROOT / "out" / name
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     if metrics["source"] != "MNIST":
         raise SystemExit(f"{out} was trained on {metrics['source']}, not on MNIST")
     run = json.loads((out / "run.json").read_text()) if (out / "run.json").exists() else {}
-    model, seconds = load(name), []
+    model, drawn = load(name), {}
     with torch.no_grad():
-        for _ in range(4):  # the first to warm up
-            begun = time.perf_counter()
-            model.sample(64, digits["asked"][:64])
-            seconds.append(time.perf_counter() - begun)
-        torch.manual_seed(0)
-        x = torch.cat([model.sample(len(y), y) for y in digits["asked"].split(500)])
+        for who, how in {name: {}, **{k: v for k, v in OTHERWISE.items() if k.startswith(f"{name},")}}.items():
+            torch.manual_seed(0)
+            drawn[who] = torch.cat([model.sample(len(y), y, **how) for y in digits["asked"].split(500)])
     row = {"likelihood": likelihood(name, metrics), "parameters": sum(p.numel() for p in model.parameters()),
            "seconds of training": metrics["results"]["seconds of training"],
-           "seconds for 64 samples": statistics.median(seconds[1:]), "peak memory, MB": run.get("peak memory, MB"),
+           "seconds for 64 samples": seconds_for_64(model), "peak memory, MB": run.get("peak memory, MB"),
            "device": metrics["device"], "torch": metrics["torch"]}
-    for protocol in [p for p, names in GROUPS.items() if name in names]:
-        row[protocol] = scores(binarise(x, 2) if protocol == "binary" else x, protocol, judge, digits)
-    return row
+    rows = {who: {} if who in OTHERWISE else row for who in drawn}
+    for protocol, names in GROUPS.items():
+        for who in [n for n in names if n in drawn]:
+            x = binarise(drawn[who], 2) if protocol == "binary" else drawn[who]
+            rows[who][protocol] = scores(x, protocol, judge, digits)
+    return rows
 
 
 def scores(x, protocol, judge, digits):
@@ -223,26 +234,27 @@ def duration(t):
 
 
 def title(name):
+    name, _, otherwise = name.partition(", ")
     file, _, flags = command(name).partition(" ")
-    return f"[{file}]({file})" + (f" `{FLAGS[name]}`" if flags else "")
+    return f"[{file}]({file})" + (f" `{FLAGS[name]}`" if flags else "") + (f", {otherwise}" if otherwise else "")
 
 
 def table(known):
     """The comparison as Markdown, of the image models and of the sequence models."""
     lines = []
     for protocol, what in (("binary", "binary digits, nats"), ("grey", "8-bit grey digits, bits/dim")):
-        lines += [f"| {what} | −log p(x) is | class not told | class summed out | told, −log p(x \\| y) | read as asked "
-                  "| Fréchet distance | precision | recall |", "|" + "---|" * 9]
+        lines += [f"| {what} | −log p(x) is | class not told | class summed out | told, −log p(x \\| y) "
+                  "| read as asked | Fréchet distance | precision | recall |", "|" + "---|" * 9]
         for name in GROUPS[protocol]:
             row = known["rows"].get(name)
             if not row:
-                lines.append(f"| {command(name)} | not yet measured |" + " |" * 7)
+                lines.append(f"| {title(name)} | not yet measured |" + " |" * 7)
                 continue
             cells = [title(name), "", "", "", ""]
             if name in ("digits", "noise"):
                 cells[0] = {"digits": "*5,000 validation digits*", "noise": "*noise*"}[name]
-            elif row["likelihood"]["protocol"] != protocol:
-                cells[0] += ", probabilities"
+            elif "likelihood" not in row or row["likelihood"]["protocol"] != protocol:
+                cells[0] += ", probabilities" if "likelihood" in row else ""
             else:
                 it = row["likelihood"]
                 sign, digits = "≤ " if it["kind"] == "bound" else "", 2 if protocol == "binary" else 3
@@ -261,8 +273,8 @@ def table(known):
     lines += ["| cost | parameters | lines of code | training | 64 samples | most memory |", "|" + "---|" * 6]
     for name in IMAGES:
         if row := known["rows"].get(name):
-            memory = row["peak memory, MB"]
-            lines.append(f"| {title(name)} | {row['parameters']:,} | {lines_of_code(ROOT / command(name).split()[0])} | "
+            memory, file = row["peak memory, MB"], ROOT / command(name).split()[0]
+            lines.append(f"| {title(name)} | {row['parameters']:,} | {lines_of_code(file)} | "
                          f"{row['seconds of training']:.0f} s | {duration(row['seconds for 64 samples'])} | "
                          f"{f'{memory:,.0f} MB' if memory else '–'} |")
     lines += ["", "| sequences, exact | test set | −log p(x) | parameters | lines of code | training | drawn in | "
@@ -271,8 +283,8 @@ def table(known):
         if row := known["rows"].get(name):
             r, memory = row["results"], row["peak memory, MB"]
             told = (["tiny Shakespeare, last tenth", f"{r['test nats/char']:.4f} nats/char"] if name == "char_rnn" else
-                    ["spoken digits, recordings 0-4", f"{r['test bits/sample, digit and speaker told']:.3f} bits/sample "
-                     f"told digit and speaker, {r['test bits/sample, not told']:.3f} not"])
+                    ["spoken digits, recordings 0-4", f"{r['test bits/sample, digit and speaker told']:.3f} "
+                     f"bits/sample told digit and speaker, {r['test bits/sample, not told']:.3f} not"])
             drawn = (f"{r['seconds for 64 samples']:.1f} s, 64 x 600 characters" if name == "char_rnn" else
                      f"{r['seconds for 1 second of sound']:.1f} s, a second of sound")
             lines.append(f"| {title(name)} | {told[0]} | {told[1]} | {row['parameters']:,} | "
@@ -296,7 +308,7 @@ def figure(known):
     left.set_yticks(range(len(scored)), scored)
     left.invert_yaxis()
     left.set(xlabel="−log p of a binary test digit, nats", title="Fewer nats are better; hollow: only a bound")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="upper right")
     for protocol, color in (("binary", "C0"), ("grey", "C1")):
         for name in GROUPS[protocol]:
             if name not in rows or name == "noise":
@@ -305,26 +317,31 @@ def figure(known):
             (distance, half), (p, _), (r, _) = (s[k] for k in ("Frechet distance", "precision", "recall"))
             if name == "digits":
                 middle.axhline(distance, ls="--", lw=1, color=color)
-                right.plot(r, p, "*", color=color, ms=11, label=f"validation digits, {protocol}")
+                right.plot(r, p, "*", color=color, ms=11)
+                continue
+            right.plot(r, p, "o", ms=5, color=color)
+            right.annotate(name, (r, p), xytext=(5, 3), textcoords="offset points", size=8)
+            if name in OTHERWISE:
                 continue
             seconds = rows[name]["seconds for 64 samples"]
             middle.errorbar(seconds, distance, half, fmt="o", ms=5, color=color)
-            right.plot(r, p, "o", ms=5, color=color)
-            for ax, x, y in ((middle, seconds, distance), (right, r, p)):
-                ax.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", size=8)
+            middle.annotate(name, (seconds, distance), xytext=(5, 3), textcoords="offset points", size=8)
     middle.set(xscale="log", yscale="log", xlabel="seconds for 64 samples, class told", ylabel="Fréchet distance",
                title="Low and left is good; dashed: real digits")
     right.set(xlabel="recall: real digits within the samples' region", ylabel="precision: samples within the digits'",
               title="Up is sharp, right is varied")
-    right.plot([], [], "o", color="C0", label="against binary digits")
-    right.plot([], [], "o", color="C1", label="against grey digits")
-    right.legend(fontsize=8)
+    middle.set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+    middle.minorticks_off()
+    for mark, color, what in (("o", "C0", "binary samples"), ("o", "C1", "grey samples"), ("*", "gray", "real digits")):
+        right.plot([], [], mark, color=color, label=what)
+    right.legend(fontsize=8, loc="lower right")
     return fig
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="scripts to measure again (all that have a run)")
+    parser.add_argument("--seconds", action="store_true", help="measure the seconds for 64 samples alone again")
     parser.add_argument("--run", action="store_true", help="make the runs that are missing first")
     args = parser.parse_args(argv)
     if unknown := set(args.names) - {*IMAGES, *SEQUENCES}:
@@ -337,6 +354,10 @@ def main(argv=None):
             run_chapter(name)
     path = RESULTS / "compare-cpu.json"
     known = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    if args.seconds:
+        for name in [n for n in names if n in IMAGES and n in known["rows"]]:
+            known["rows"][name]["seconds for 64 samples"] = seconds_for_64(load(name))
+        return written(known)
     judge = judge_for()
     images, labels, test, test_labels, _ = mnist("never")
     grey = test / 255
@@ -344,15 +365,21 @@ def main(argv=None):
               "binary": Against(judge, binarise(grey, 1))}
     known["judge, test digits read right"] = share(read(judge, grey) == test_labels)
     known["judge, binarised test digits read right"] = share(read(judge, binarise(grey, 1)) == test_labels)
-    if not args.names:
+    if not args.names or "digits" not in known["rows"]:
         known["rows"] |= baselines(judge, digits)
     for name in [n for n in names if args.run or n not in missing]:
-        known["rows"][name] = measure(name, judge, digits) if name in IMAGES else sequence(name)
+        known["rows"] |= measure(name, judge, digits) if name in IMAGES else {name: sequence(name)}
         print(name, json.dumps(known["rows"][name]), flush=True)
-        path.write_text(json.dumps(known, indent=1) + "\n")
+        written(known)
+    print(table(known))
+
+
+def written(known):
+    """The numbers, the table and the figure, where they belong."""
+    path = RESULTS / "compare-cpu.json"
+    path.write_text(json.dumps(known, indent=1) + "\n")
     path.with_suffix(".md").write_text(table(known), encoding="utf-8")
     figure(known).savefig(ROOT / "assets" / "comparison.png", dpi=120)
-    print(table(known))
 
 
 if __name__ == "__main__":

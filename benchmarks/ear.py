@@ -2,8 +2,8 @@
 
 `python benchmarks/ear.py` trains it in half a minute, prints how many of the 300 real test clips it hears right, and
 how many of 300 sounds made by out/wavenet/model.pt (each digit and speaker, as long as a real clip of theirs) it hears
-as the digit asked for, at several temperatures (kept in benchmarks/results/ear-cpu.json). A machine's ear is no listener, but it can be fooled
-only so far.
+as the digit asked for, at several temperatures (kept in benchmarks/results/ear-cpu.json). A machine's ear is no
+listener, but it can be fooled only so far.
 """
 import json
 import sys

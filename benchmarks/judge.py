@@ -3,8 +3,9 @@
 `python benchmarks/judge.py ddpm` loads out/ddpm/model.pt, draws 100 samples of each class and prints the
 share that the judge reads as the class asked for. With --untold N it also draws N samples of no class:
 which digits are they, and how much of the variety of real digits do they cover (precision and recall in
-the judge's features)? What it says is kept in benchmarks/results/judge-cpu.json. The judge is a small convolutional network, trained once on the first 55,000
-training digits (shifted by up to two pixels) and kept in out/judge/model.pt.
+the judge's features)? What it says is kept in benchmarks/results/judge-cpu.json. The judge is a small
+convolutional network, trained once on the first 55,000 training digits (shifted by up to two pixels)
+and kept in out/judge/model.pt.
 """
 import argparse
 import importlib
