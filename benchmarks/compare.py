@@ -102,11 +102,6 @@ def binarise(x, seed):
     return (torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < x).float()
 
 
-def covered(within, radius):
-    """Of points at distances `within` (N, M) from M centres: the share in at least one centre's ball."""
-    return (within <= radius).any(1).double().mean().item()
-
-
 class Against:
     """Images against real ones, in the judge's features; intervals of 95 % by a jackknife over ten blocks of both."""
 
@@ -125,17 +120,18 @@ class Against:
         fake = self.features(x)
         real = self.real[:len(fake)]  # precision and recall want as many of both
         names = ["Frechet distance", "precision", "recall"]
-        within = [torch.cdist(a, b) for a, b in ((fake, fake), (real, real), (fake, real))]
+        across, block = torch.cdist(fake, real), torch.arange(len(self.real)) % self.BLOCKS
+        near = [torch.cdist(own, own).topk(24, largest=False) for own in (fake, real)]
 
-        def measured(out):  # all but the rows of block `out`
-            kept = torch.arange(len(fake)) % self.BLOCKS != out
-            every = torch.arange(len(self.real)) % self.BLOCKS != out
-            own, other, across = (d[kept][:, kept] for d in within) if out is not None else within
-            balls = [d.kthvalue(4, dim=1).values for d in (own, other)]  # to the third neighbour beside itself
-            a, b = (fake[kept], self.real[every]) if out is not None else (fake, self.real)
-            return frechet(a, b), covered(across, balls[1]), covered(across.T, balls[0])
+        def measured(out):  # all but block `out`; of 24 neighbours enough are left
+            kept, every = block[:len(fake)] != out, block != out
+            balls = [d.masked_fill(block[i] == out, math.inf).sort(1).values[:, 3] for d, i in near]  # beside itself, 3
+            of_fake, of_real = (radius.masked_fill(~kept, -1) for radius in balls)
+            return (frechet(fake[kept], self.real[every]),
+                    (across <= of_real).any(1)[kept].double().mean().item(),
+                    (across <= of_fake[:, None]).any(0)[kept].double().mean().item())
 
-        value, g = measured(None), self.BLOCKS
+        value, g = measured(-1), self.BLOCKS
         parts = list(zip(*(measured(out) for out in range(g))))
         half = [1.96 * math.sqrt((g - 1) * statistics.pvariance(p)) for p in parts]
         return {name: pair for name, *pair in zip(names, value, half)}
@@ -163,21 +159,11 @@ def likelihood(name, metrics):
             "-log p(x | y)": told, "95 %": 1.96 * error[0] if error else None}
 
 
-@torch.no_grad()
-def seconds_for_64(model):
-    """The median of three times, class told."""
-    seconds = []
-    for _ in range(4):  # the first to warm up
-        begun = time.perf_counter()
-        model.sample(64, torch.arange(64) % 10)
-        seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds[1:])
-
-
 def measure(name, judge, digits):
     """All of one image model, from out/NAME: its row, and those of its samples drawn otherwise."""
     out = ROOT / "out" / name
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    results = metrics["results"]
     if metrics["source"] != "MNIST":
         raise SystemExit(f"{out} was trained on {metrics['source']}, not on MNIST")
     run = json.loads((out / "run.json").read_text()) if (out / "run.json").exists() else {}
@@ -187,9 +173,9 @@ def measure(name, judge, digits):
             torch.manual_seed(0)
             drawn[who] = torch.cat([model.sample(len(y), y, **how) for y in digits["asked"].split(500)])
     row = {"likelihood": likelihood(name, metrics), "parameters": sum(p.numel() for p in model.parameters()),
-           "seconds of training": metrics["results"]["seconds of training"],
-           "seconds for 64 samples": seconds_for_64(model), "peak memory, MB": run.get("peak memory, MB"),
-           "device": metrics["device"], "torch": metrics["torch"]}
+           "seconds of training": results["seconds of training"], "seconds for 64 samples": results.get(
+               "seconds for 64 samples") or 64 / results["samples a second"],
+           "peak memory, MB": run.get("peak memory, MB"), "device": metrics["device"], "torch": metrics["torch"]}
     rows = {who: {} if who in OTHERWISE else row for who in drawn}
     for protocol, names in GROUPS.items():
         for who in [n for n in names if n in drawn]:
@@ -265,9 +251,10 @@ def table(known):
                 cells[1] = {"bound": "bounded", "none": "not to be had"}.get(it["kind"], it["kind"])
                 cells[2], cells[4] = figure("-log p(x), class not told"), figure("-log p(x | y)")
                 cells[3] = figure("-log p(x), class summed out") + ("¹" if it["summed over"] == 1000 else "")
-            s = row[protocol]
-            cells += [plus(s["read as asked"], 100, 1, " %"), plus(s["Frechet distance"], 1, 1),
-                      plus(s["precision"], 1, 3), plus(s["recall"], 1, 3)]
+            s = row.get(protocol)
+            cells += ["not yet measured", "", "", ""] if not s else [
+                plus(s["read as asked"], 100, 1, " %"), plus(s["Frechet distance"], 1, 1),
+                plus(s["precision"], 1, 3), plus(s["recall"], 1, 3)]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     lines += ["| cost | parameters | lines of code | training | 64 samples | most memory |", "|" + "---|" * 6]
@@ -311,7 +298,7 @@ def figure(known):
     left.legend(fontsize=8, loc="upper right")
     for protocol, color in (("binary", "C0"), ("grey", "C1")):
         for name in GROUPS[protocol]:
-            if name not in rows or name == "noise":
+            if protocol not in rows.get(name, {}) or name == "noise":
                 continue
             s = rows[name][protocol]
             (distance, half), (p, _), (r, _) = (s[k] for k in ("Frechet distance", "precision", "recall"))
@@ -341,7 +328,6 @@ def figure(known):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="scripts to measure again (all that have a run)")
-    parser.add_argument("--seconds", action="store_true", help="measure the seconds for 64 samples alone again")
     parser.add_argument("--run", action="store_true", help="make the runs that are missing first")
     args = parser.parse_args(argv)
     if unknown := set(args.names) - {*IMAGES, *SEQUENCES}:
@@ -354,10 +340,6 @@ def main(argv=None):
             run_chapter(name)
     path = RESULTS / "compare-cpu.json"
     known = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    if args.seconds:
-        for name in [n for n in names if n in IMAGES and n in known["rows"]]:
-            known["rows"][name]["seconds for 64 samples"] = seconds_for_64(load(name))
-        return written(known)
     judge = judge_for()
     images, labels, test, test_labels, _ = mnist("never")
     grey = test / 255

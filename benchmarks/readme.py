@@ -144,9 +144,10 @@ def sampling_table():
     lines = ["| | drawn | plain | cached | ratio | after 1/8, 1/4, 1/2 of it |", "|" + "---|" * 6]
     for name in [n for n in ORDER if n in known]:
         r = known[name]
-        early = ", ".join(f"{v:.0f}" if v >= 9.5 else f"{v:.1f}" for v in list(r["ratio by length"].values())[:3])
+        early = [f"{v:.0f}" if v >= 9.5 else f"{v:.1f}" for v in list(r.get("ratio by length", {}).values())[:3]]
         lines.append(f"| {name}.py | {r['sequences']} x {r['symbols of each']:,} symbols | "
-                     f"{r['plain, seconds']:.1f} s | {r['cached, seconds']:.2f} s | {r['ratio']:.0f} | {early} |")
+                     f"{r['plain, seconds']:.1f} s | {r['cached, seconds']:.2f} s | {r['ratio']:.0f} | "
+                     f"{', '.join(early) or 'not yet measured'} |")
     return "\n".join(lines) + "\n"
 
 

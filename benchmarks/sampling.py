@@ -1,12 +1,13 @@
 """Cached samplers against the plain way: same random numbers, seconds of each, and how many symbols differ.
 
-`python benchmarks/sampling.py` takes the trained models in out/NAME/model.pt (those of the names given, or all that are
-there), draws 64 images, 64 texts of 200 characters or 1 second of sound, once with the script's own `sample` and once
-with a network pass for each symbol over all that came before it, and writes benchmarks/results/sampling-cpu.json: both
-times, their ratio, and the ratio after an eighth, a quarter and a half of the symbols.
-"Differ" is not always 0: in 32-bit floats the two ways round differently, and now and then a random number falls
-between. The tests show them equal in 64-bit floats.
+`python benchmarks/sampling.py` takes the trained models in out/NAME/model.pt (of the names given, or all; an untrained
+one where there is no run), draws 64 images, 64 texts of 200 characters or half a second of sound, once with the
+script's own `sample` and once with a network pass for each symbol over all that came before it, and writes
+benchmarks/results/sampling-cpu.json: both times, their ratio, and the ratio after an eighth, a quarter and a half of
+the symbols. "Differ" is not always 0: in 32-bit floats the two ways round differently, and now and then a random number
+falls between. The tests show them equal in 64-bit floats.
 """
+import argparse
 import importlib
 import json
 import sys
@@ -81,17 +82,24 @@ def timed(sample, seed=0):
         torch.rand, torch.multinomial = usual
 
 
+def untrained(name):
+    """The chapter's default model as it begins."""
+    module = importlib.import_module(name)
+    flags = {k: v[0] if isinstance(v, tuple) else v for k, (v, _) in module.FLAGS.items()}
+    torch.manual_seed(0)
+    return module.build(argparse.Namespace(**flags), *[torch.arange(65)] * (name == "char_rnn")).eval()
+
+
 def main():
     path = ROOT / "benchmarks" / "results" / "sampling-cpu.json"
     known = json.loads(path.read_text()) if path.exists() else {"results": {}}
     for name in sys.argv[1:] or PLAIN:
         saved = ROOT / "out" / name / "model.pt"
         if not saved.exists():
-            print(f"{name}: {saved} is not there; `python {name}.py` makes it")
-            continue
-        model, n = importlib.import_module(name).load(saved), 1 if name == "wavenet" else 64
+            print(f"{name}: {saved} is not there; `python {name}.py` makes it. An untrained model takes as long:")
+        model, n = importlib.import_module(name).load(saved) if saved.exists() else untrained(name), 64
         if name in ("wavenet", "char_rnn"):
-            model.T = 8000 if name == "wavenet" else 200
+            n, model.T = (1, 4000) if name == "wavenet" else (64, 200)
             model.shape = (model.T,)
         timed(lambda: model.sample(n))  # once to warm up
         fast, cached = timed(lambda: model.sample(n))
@@ -101,6 +109,7 @@ def main():
             "sequences": n, "symbols of each": T, "cached, seconds": round(cached[-1], 3),
             "plain, seconds": round(plain[-1], 3), "ratio": round(plain[-1] / cached[-1], 3),
             "ratio by length": {t: round(plain[t - 1] / cached[t - 1], 3) for t in (T // 8, T // 4, T // 2, T)},
+            "weights": "trained" if saved.exists() else "untrained",
             "sequences that differ": (fast != slow).flatten(1).any(1).sum().item()}
         print(name, result, flush=True)
         known |= {"torch": torch.__version__, "device": f"CPU, {torch.get_num_threads()} threads"}

@@ -1,0 +1,170 @@
+"""README.md and the openings say what was measured: numbers, tables, links, logs, and the diff for many machines."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_frame import CHAPTERS, ROOT, TINY, environment
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import readme as front  # noqa: E402
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+KNOWN = {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in RESULTS.glob("*.json")}
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-\d+)?(?![\d.]*\w)")
+# Numbers in the prose that nobody measured here: sizes of the data, of pictures, figures of others, plain counting.
+CONSTANTS = {
+    "28", "784", "49", "64", "256", "255", "2", "55,000", "5,000", "10,000", "60,000", "1,000", "543.4", "8,000", "0",
+    "1", "8", "9", "11", "12", "16", "65", "200", "300", "2,000", "14,990", "99", "4.6",
+    "158",  # counts; a mixture's ln 100; CS294-158
+    "118.6",  # transformer_ar.py's nats, in bits
+    "143",  # lines of the frame: below
+    "1.4697", "1.88", "84.87", "86.77", "84.78",  # published, see REFERENCES in the openings
+}
+
+
+def leaves(known):
+    if isinstance(known, dict):
+        known = list(known.values())
+    if isinstance(known, list):
+        return [leaf for part in known for leaf in leaves(part)]
+    return [abs(known)] if isinstance(known, (int, float)) and not isinstance(known, bool) else []
+
+
+def measured(name):
+    """Every number that the results hold of a chapter: its runs, its row of the comparison, what the judge said."""
+    parts = [v for k, v in KNOWN.items() if re.match(rf"{name}[-.]", k)]
+    parts = [{k: v for k, v in part.items() if k != "curve"} for part in parts]
+    parts += [KNOWN["compare-cpu"]["rows"].get(name), KNOWN["sampling-cpu"]["results"].get(name)]
+    parts += [v for k, v in KNOWN["judge-cpu"].items() if f"judge.py {name}" in k] + [KNOWN["notes"].get(name)]
+    return leaves(parts + ([KNOWN["ear-cpu"]] if name == "wavenet" else []))
+
+
+def is_one_of(number, values):
+    """Whether a printed number is one of the values, or one of them in per cent, rounded to as many digits."""
+    bare = number.replace(",", "")
+    digits = len(bare.partition(".")[2])
+    for value in values:
+        if "e-" in bare and f"{value:.0e}" == bare:
+            return True
+        if "e-" not in bare and bare in (f"{value:.{digits}f}", f"{100 * value:.{digits}f}"):
+            return True
+    return False
+
+
+def prose(text):
+    """Paragraphs without code, commands, links, log lines and tables."""
+    text = re.sub(r"```.*?```|<!-- table.*?<!-- end.*?-->|^\|.*?$|^    .*?$", "", text, flags=re.S | re.M)
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)|<[^>]*>|\b\d{4}\.\d{4,5}\b|\b(19|20)\d\d\b", " ", text)
+    return re.split(r"\n\s*\n", text)
+
+
+def unmeasured(paragraph, also=()):
+    """The numbers of a paragraph that stand in no result of the chapters it names, nor among the constants."""
+    names = {*also, *re.findall(r"\b(\w+)\.py", paragraph)} & {*CHAPTERS}
+    values = [v for name in names or CHAPTERS for v in measured(name)] + leaves(
+        {k: v for k, v in KNOWN["compare-cpu"].items() if k != "rows"})
+    found = [m for m in NUMBER.findall(paragraph) if m.strip(",") not in CONSTANTS]
+    return [m for m in found if not is_one_of(m.rstrip(","), values)]
+
+
+def opening(name):
+    return (ROOT / f"{name}.py").read_text(encoding="utf-8").split('"""')[1]
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_numbers_of_an_opening_are_those_of_the_results(name):
+    seen = opening(name).split("What you will see")[1].split("What differs")[0]
+    seen = re.sub(r"On one GPU: `.*?`", "", seen, flags=re.S)
+    assert not [bad for paragraph in prose(seen) for bad in unmeasured(paragraph, [name])]
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_log_lines_of_an_opening_are_those_of_the_log(name):
+    lines = re.findall(r"^    (step .*)$", opening(name), re.M)
+    log = (RESULTS / f"{name}-cpu.log").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 3 and not set(lines) - set(log)
+
+
+@pytest.mark.parametrize("paragraph", [p for p in prose(README) if NUMBER.search(p)], ids=lambda p: p.strip()[:40])
+def test_numbers_of_the_readme_are_those_of_the_results(paragraph):
+    assert not unmeasured(paragraph)
+
+
+def test_a_number_that_nobody_measured_is_found():
+    assert unmeasured("made.py: 84.13 nats") == ["84.13"] and unmeasured("realnvp.py 1.999 bits") == ["1.999"]
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_results_are_those_of_the_default_run_on_real_data(name):
+    run = KNOWN[f"{name}-cpu"]
+    spec = __import__(name)
+    defaults = {k: v[0][0] if isinstance(v[0], tuple) else v[0] for k, v in (spec.FLAGS | spec.COMMON).items()}
+    assert run["settings"] == {k: defaults[k] for k in run["settings"]} and run["settings"].keys() >= spec.FLAGS.keys()
+    assert run["steps done"] == defaults["steps"] and "stand-in" not in run["source"]
+
+
+def test_the_frame_is_as_long_as_said(tmp_path):
+    frame = re.search(r"# %% The frame.*?(?=\n# %% )", (ROOT / "made.py").read_text(encoding="utf-8"), re.S).group()
+    (tmp_path / "frame.py").write_text(frame)
+    assert f"{front.compare.lines_of_code(tmp_path / 'frame.py')} of them, the frame" in README
+
+
+def test_tables_of_the_readme_are_those_of_the_results():
+    assert front.filled(README) == README
+
+
+def test_missing_runs_are_named_and_leave_what_there_is(tmp_path, monkeypatch, capsys):
+    for part in ("benchmarks/results", "assets"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    for f in [*ROOT.glob("*.py"), ROOT / "README.md"]:
+        shutil.copy(f, tmp_path)
+    for module in (front, front.compare):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "benchmarks" / "results")
+    front.main([])
+    printed = capsys.readouterr().out
+    assert all(f"`python {name}.py` makes it" in printed for name in CHAPTERS)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
+    for f in RESULTS.iterdir():
+        assert (tmp_path / "benchmarks" / "results" / f.name).read_bytes() == f.read_bytes()
+    assert (tmp_path / "assets" / "gallery.png").read_bytes() == (ROOT / "assets" / "gallery.png").read_bytes()
+
+
+def test_every_link_and_path_of_the_readme_resolves():
+    headings = re.findall(r"^#+ (.*)$", README, re.M)
+    places = {re.sub(r"[^\w\- ]", "", h.strip().lower()).replace(" ", "-") for h in headings}
+    links = re.findall(r"\]\(([^)\s]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    assert len(links) > 50
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in places, link
+        elif not re.fullmatch(r"https://[\w.-]+\.\w+(/[\w./-]*)?", link):
+            assert (ROOT / link).exists(), link
+
+
+def test_no_picture_is_left_over():
+    linked = {*re.findall(r"assets/([\w.]+)", README)}
+    assert linked == {f.name for f in (ROOT / "assets").iterdir()}
+    assert linked == {*front.PICTURES, "gallery.png", "taxonomy.png", "comparison.png"}
+
+
+def test_the_diff_for_many_machines_trains_equal_ranks(tmp_path):
+    diff = re.search(r"^## Outgrowing one machine.*?```diff\n(.*?)```", README, re.S | re.M).group(1)
+    for f in ("ddpm.py", "data.py"):
+        (tmp_path / f).write_bytes((ROOT / f).read_bytes())
+    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, text=True, check=True)
+    ranks = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "ddpm.py",
+         *TINY["ddpm"].split()], cwd=tmp_path, capture_output=True, text=True, timeout=240,
+        env=environment() | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    assert ranks.returncode == 0, ranks.stderr
+    a, b = (torch.load(tmp_path / "out" / f"ddpm-{k}" / "model.pt", weights_only=True) for k in (0, 1))
+    assert a["step"] == b["step"] == 3
+    for part in ("model", "average"):
+        assert all(torch.equal(v, b["state"][part][k]) for k, v in a["state"][part].items())
+    assert a["curve"][-1][1] != b["curve"][-1][1]  # each rank saw digits of its own
