@@ -57,10 +57,11 @@ Read before: made.py. Next: wavenet.py, which looks back without a state.
 
 Things to break, one line each:
   1. In `update`, put x[i[:, :-1]] for x[i[:, 1:]]: the symbol to foretell is the one just read, the training loss
-     falls to 0, validation climbs far above 4.17, and with --prompt A a sample is A for ever.
+     falls to 0, validation climbs far above 4.17, and with --prompt A --temperature 0 a sample is A for ever.
   2. In `step`, drop `f.sigmoid() * c +`: the loss stays what it is (it does not use `step`), samples turn to babble
-     and the compressed file is far larger than the loss promises.
-  3. In `nats`, drop model.eval(): dropout stays on while the validation text is read, and the same model scores worse.
+     and the compressed file is larger than the loss promises.
+  3. In `nats` of `run_text`, drop model.eval(): dropout stays on while the validation text is read, and the same model
+     scores worse.
 """
 import argparse
 import bz2

@@ -52,10 +52,10 @@ References: Du & Mordatch 2019 (arXiv:1903.08689); JEM: Grathwohl et al. 2020 (1
 Read before: ddpm.py. Next: the comparison in README.md.
 
 Things to break, one line each:
-  1. In `update`, put replay.keep(j, torch.rand_like(chain)): chains never grow older than 20 steps; see `chains` after
-     step 20.
+  1. In `update`, put replay.keep(j, torch.rand_like(chain)): chains never grow older than 20 steps, E tells them
+     from digits at sight, and the loss falls below 0.
   2. Set --size 0: the energies of `balance` drift away from 0.
-  3. In `langevin`, set noise to 0.1: samples drown in grain, and energies of data and samples part.
+  3. In `langevin`, set noise=0.1: samples drown in grain, and energies of data and samples part.
 """
 import argparse
 import io

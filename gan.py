@@ -53,10 +53,9 @@ Geiger & Nowozin 2018 (1801.04406); the class: Miyato & Koyama 2018 (1802.05637)
 Read before: vae.py. Next: realnvp.py.
 
 Things to break, one line each:
-  1. In `generator_loss`, return -F.softplus(fake).mean(), the minimax loss, and set --gamma 0: a sure critic stops G.
+  1. In `generator_loss`, return F.softplus(fake).mean(), a sign gone wrong: G helps the critic, whose loss falls to 0.
   2. Set --gamma 0: in `game`, belief in training digits and in forgeries parts.
-  3. In `Critic.forward`, multiply spread by 0, and set --gamma 0: look for rows alike in `style`, digits missing in
-     `untold`.
+  3. Set --latent-dim 1: brought to length 1, z is −1 or +1, and each row of `style` is one of two.
 """
 import argparse
 import io

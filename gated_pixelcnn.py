@@ -57,8 +57,8 @@ Things to break, one line each:
      blank.
   2. In `Block`, drop `+ above`: a row does not know the rows above it; the loss is far higher, samples are rows that
      do not fit together.
-  3. In `sample`, drop the line with `keep`: the loss stays what it is, but to the sampler all that was drawn looks
-     white.
+  3. In `sample`, drop the two lines with `stem`: the loss stays what it is, but to the sampler all that was drawn
+     looks white; in `completion`, no lower half suits its upper one.
 """
 import argparse
 import io

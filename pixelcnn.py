@@ -50,9 +50,10 @@ Read before: made.py. Next: gated_pixelcnn.py; diff the two.
 Things to break, one line each:
   1. In `__init__`, give the stem see=4 for see=3: a pixel sees itself, the loss falls to 0; the sampler, who shows it
      a white one, draws blank pages.
-  2. In `Block`, see=4 for see=3: it sees its right neighbour, whose features hold the pixel itself: as bad.
+  2. In `Block`, see=4 for see=3: it sees its right neighbour, whose features hold the pixel itself: the loss falls to
+     0; the sampler, for whom they are still 0, draws pages mostly black.
   3. In `sample`, drop the line with `keep`: the loss stays what it is, but to the sampler all that was drawn looks
-     white.
+     white; in completion.png the lower half has nothing to do with the upper.
 """
 import argparse
 import io

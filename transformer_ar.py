@@ -53,11 +53,11 @@ et al. 2018 (1802.05751).
 Read before: gated_pixelcnn.py, char_rnn.py. Next: vae.py, where there is a latent z behind x.
 
 Things to break, one line each:
-  1. In `attention`, put triu(2) for triu(1): a token finds itself in what the next one is fed, the loss falls to
-     almost 0, samples are rubbish.
-  2. In `Block`, write to kept[0, :, :, 0] and kept[1, :, :, 0]: the loss stays what it is, samples forget all but
-     their neighbours.
-  3. In `embed`, drop `+ self.place(t)`: no token is told where it is; the loss is higher.
+  1. In `attention`, put triu(2) for triu(1), and set --device cpu: a token finds itself in what the next one is fed,
+     the loss falls to almost 0; the sampler has no next one and repeats itself: blank pages.
+  2. In `Block`, write to kept[0, :, :, 0] and kept[1, :, :, 0]: the loss stays what it is, samples forget the class
+     and all but their neighbours.
+  3. In `embed`, drop `+ self.place(t)`, and set --near 1: no token is told where it is; the loss is higher.
 """
 import argparse
 import io

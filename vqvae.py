@@ -50,8 +50,8 @@ Read before: vae.py, transformer_ar.py. Next: gan.py.
 Things to break, one line each:
   1. In `Codebook.forward`, return index, self.code[index].movedim(3, 1): only the commitment still teaches the
      encoder, to be easy to round and not to tell digits apart; −log p(x | z) stays high.
-  2. In `learn`, put self.count == 0 for self.count < 0.03 * share: an entry that loses its vectors stays lost
-     (`usage`).
+  2. In `learn`, put self.count == 0 for self.count < 0.03 * share, and set --codes 64: an entry that loses its vectors
+     stays lost; `usage` shows how few are left.
   3. In `VQVAE.sample`, draw torch.randint(self.codebook.K, (n, 49)): strokes everywhere, no digit.
 """
 import argparse

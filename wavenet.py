@@ -55,8 +55,8 @@ Read before: made.py. Next: pixelcnn.py, where causality gets a second dimension
 Things to break, one line each:
   1. In `forward`, put self.embed(x) for self.embed(F.pad(...)): a sample sees itself, the loss falls to 0, and a sound
      repeats one level for ever: silence.
-  2. In `__init__`, put Layer(C, 1): the receptive field shrinks to 19 samples, the loss is higher and no word is left
-     in the sound.
+  2. In `__init__`, put Layer(C, 1, self.tick): the receptive field shrinks to 19 samples, the loss is higher, and what
+     repeats more slowly than it reaches back does not keep its pitch.
   3. In `sample`, drop the line `queue[:, t % layer.d] = h[:, 0]`: a layer hears nothing of what was d samples ago; the
      loss stays what it is, the sound falls apart.
 """

@@ -1,0 +1,67 @@
+"""The things to break of wavenet.py, broken: each edit is made on a copy, each promised symptom is measured."""
+import functools
+import tempfile
+import wave
+from pathlib import Path
+
+import numpy as np
+import torch
+from broken import chapter, thing, trained
+
+SHORT = ("model.T, 3000", "model.T, 300"), ("time.perf_counter(), 8000", "time.perf_counter(), 80")  # speed alone
+
+
+@functools.cache
+def flags():
+    """Those of a short run on a buzz: 12 samples up, 12 down, from a random start, each of them loud or soft."""
+    folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+    for i in range(200):
+        up = (np.arange(400) + rng.integers(24)) % 24 < 12
+        x = (rng.choice([3000, 30000], 400) * np.where(up, 1, -1)).astype("<i2")
+        with wave.open(str(folder / f"{i}.wav"), "wb") as f:
+            f.setparams((1, 2, 8000, 0, "NONE", ""))
+            f.writeframes(x.tobytes())
+    return (f"--audio {folder.as_posix()} --steps 300 --batch-size 4 --channels 16 --layers 5 --stacks 1 "
+            "--seconds 0.05 --lr 0.01")
+
+
+def pitch(model):
+    """How many of the samples of its sounds are on the side where those of 24 samples ago were."""
+    torch.manual_seed(0)
+    up = model.sample(20) > 0
+    return (up[:, 24:] == up[:, :-24]).float().mean().item()
+
+
+def test_1_a_sample_that_sees_itself_leaves_no_loss_and_silence():
+    edit = "self.embed(F.pad(x[:, :-1], (1, 0), value=self.K))", "self.embed(x)"
+    assert f"put {edit[1]} for self.embed(F.pad(...))" in thing("wavenet", 1)
+    bits, repeats = [], []
+    for edits in ([], [edit]):
+        _, model, results, _ = trained("wavenet", *SHORT, *edits, flags=flags())
+        bits.append(results["test bits/sample, not told"])
+        torch.manual_seed(0)
+        x = model.sample(20)
+        repeats.append((x[:, 1:] == x[:, :-1]).float().mean())
+    assert bits[1] < 0.2 and bits[0] > 0.9  # loud or soft is 1 bit
+    assert repeats[1] > 0.98 and repeats[0] < 0.7
+
+
+def test_2_dilations_of_one_shrink_the_receptive_field_and_lose_the_pitch():
+    edit = "Layer(C, 2**i, self.tick)", "Layer(C, 1, self.tick)"
+    assert f"put {edit[1]}" in thing("wavenet", 2)
+    whole, model, results, _ = trained("wavenet", *SHORT, flags=flags())
+    module, broken, worse, _ = trained("wavenet", *SHORT, edit, flags=flags())
+    assert [m.WaveNet(256, (1,)).receptive_field for m in (whole, module)] == [1023, 19]
+    assert worse["test bits/sample, not told"] > results["test bits/sample, not told"] + 0.1
+    assert pitch(model) > 0.9 and pitch(broken) < 0.75
+
+
+def test_3_empty_queues_lose_the_pitch_at_the_same_loss(tmp_path):
+    edit = "queue[:, t % layer.d] = h[:, 0]\n", "\n"
+    assert f"In `sample`, drop the line `{edit[0].strip()}`" in thing("wavenet", 3)
+    _, model, _, run = trained("wavenet", *SHORT, flags=flags())
+    torch.save(run, tmp_path / "model.pt")
+    broken = chapter("wavenet", edit).load(tmp_path / "model.pt")
+    x = torch.randint(256, (2, 100))
+    assert torch.allclose(broken.log_prob(x), model.log_prob(x))
+    assert pitch(model) > 0.9 and pitch(broken) < 0.8
