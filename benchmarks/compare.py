@@ -194,8 +194,7 @@ def baselines(judge, digits):
     return {"digits": {"binary": scores(binarise(digits["held out"], 2), "binary", judge, digits),
                        "grey": scores(digits["held out"], "grey", judge, digits)},
             "noise": {"binary": scores((noise < 0.5).float(), "binary", judge, digits),
-                      "grey": scores(noise, "grey", judge, digits)},
-            "grey digits": {"binary": scores(digits["held out"], "binary", judge, digits)}}
+                      "grey": scores(noise, "grey", judge, digits)}}
 
 
 def sequence(name):

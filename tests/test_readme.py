@@ -41,7 +41,7 @@ def measured(name):
     parts = [{k: v for k, v in part.items() if k != "curve"} for part in parts]
     parts += [KNOWN["compare-cpu"]["rows"].get(name), KNOWN["sampling-cpu"]["results"].get(name)]
     parts += [v for k, v in KNOWN["judge-cpu"].items() if f"judge.py {name}" in k] + [KNOWN["notes"].get(name)]
-    return leaves(parts + ([KNOWN["ear-cpu"]] if name == "wavenet" else []))
+    return leaves(parts + ([KNOWN.get("ear-cpu")] if name == "wavenet" else []))
 
 
 def is_one_of(number, values):
