@@ -116,6 +116,7 @@ def test_the_frame_is_as_long_as_said(tmp_path):
 
 def test_tables_of_the_readme_are_those_of_the_results():
     assert front.filled(README) == README
+    assert (RESULTS / "compare-cpu.md").read_text(encoding="utf-8") == front.compare.table(KNOWN["compare-cpu"])
 
 
 def test_missing_runs_are_named_and_leave_what_there_is(tmp_path, monkeypatch, capsys):
