@@ -43,7 +43,7 @@ adds to the first (residual, as in Nash & Durkan 2019). Adam, one cosine of the 
 
 References: Germain, Gregor, Murray & Larochelle 2015 (arXiv:1502.03509), section 4 for the masks; NADE: Larochelle &
 Murray 2011; residual masks: Nash & Durkan 2019 (1904.05626).
-Read before: nothing. Next: pixelcnn.py, which knows what a row is.
+Read before: nothing. Next: char_rnn.py, the same rule for text, or pixelcnn.py, which knows what a row is.
 
 Things to break, one line each:
   1. In `__init__`, make the direct mask >= for >: a pixel sees itself, the loss falls towards 0, samples are rubbish.

@@ -51,8 +51,8 @@ normalisation; a shift before the scale; noise in the shape of a bell on paper, 
 edge 0.05, 1.57 with the bell and 0.02, 1.45 uniform with 0.0005, 1.33 with both. Half of the digits hide their class.
 
 References: Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803); ActNorm: Kingma & Dhariwal 2018 (1807.03039);
-dequantisation: Theis, van den Oord & Bethge 2016 (1511.01844), Ho et al. 2019 (1902.00275); typicality: Nalisnick et
-al. 2019 (1810.09136).
+dequantisation: Theis, van den Oord & Bethge 2016 (1511.01844), Ho et al. 2019 (1902.00275); likely strangers: Nalisnick
+et al. 2019 (1810.09136), and typicality: 2019 (1906.02994).
 Read before: vae.py. Next: ddpm.py.
 
 Things to break, one line each:

@@ -18,12 +18,11 @@ import importlib
 import io
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
-import time
 import tokenize
+from pathlib import Path
 
 import torch
 from judge import ROOT, frechet, judge_for, read
@@ -69,19 +68,9 @@ def load(name):
 
 def run_chapter(name):
     """`python NAME.py` to its end, its log in out/NAME/log.txt, its time and most memory in out/NAME/run.json."""
-    out, begun = ROOT / "out" / name, time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "log.txt", "w") as log:
-        process = subprocess.Popen([sys.executable, "-u", *command(name).split()], cwd=ROOT, stdout=log, stderr=log)
-        if hasattr(os, "wait4"):
-            _, status, usage = os.wait4(process.pid, 0)
-            memory = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
-        else:  # Windows
-            status, memory = process.wait(), None
-    if status:
-        raise SystemExit(f"python {command(name)} failed: see {out / 'log.txt'}")
-    known = {"command": f"python {command(name)}", "seconds": time.perf_counter() - begun, "peak memory, MB": memory}
-    (out / "run.json").write_text(json.dumps(known, indent=1) + "\n")
+    meter = [sys.executable, str(Path(__file__).parent / "meter.py"), f"out/{name}", *command(name).split()]
+    if subprocess.run(meter, cwd=ROOT).returncode:
+        raise SystemExit(1)
 
 
 def lines_of_code(path):
@@ -150,13 +139,15 @@ def likelihood(name, metrics):
     kind, protocol, *keys = LIKELIHOOD[name]
     results = metrics["results"]
     error = [v for k, v in results.items() if k.startswith("its standard error")]
-    if name == GREY:  # bits/dim as the others of its protocol
-        protocol, results, error = "grey", {k: results[k] / NATS for k in keys}, [error[0] / NATS]
-    untold, summed, told = (None if key is None else results[key] for key in keys)
+    protocol, scale = ("grey", 1 / NATS) if name == GREY else (protocol, 1)  # bits/dim as the others of its protocol
+    untold, summed, told = (None if key is None else scale * results[key] for key in keys)
+    few = summed is not None and keys[1].startswith("first 1,000")
+    if few:  # they are easier than the rest: what summing gains there, off the figure of all
+        summed += untold - scale * results[keys[0].replace("test", "first 1,000:")]
     return {"kind": kind, "protocol": protocol, "unit": "nats" if protocol == "binary" else "bits/dim",
             "-log p(x), class not told": untold, "-log p(x), class summed out": summed,
-            "summed over": None if summed is None else 1000 if "first 1,000" in keys[1] else 10000,
-            "-log p(x | y)": told, "95 %": 1.96 * error[0] if error else None}
+            "summed over": None if summed is None else 1000 if few else 10000,
+            "-log p(x | y)": told, "95 %": 1.96 * scale * error[0] if error else None}
 
 
 def measure(name, judge, digits):
@@ -249,7 +240,8 @@ def table(known):
 
                 cells[1] = {"bound": "bounded", "none": "not to be had"}.get(it["kind"], it["kind"])
                 cells[2], cells[4] = figure("-log p(x), class not told"), figure("-log p(x | y)")
-                cells[3] = figure("-log p(x), class summed out") + ("¹" if it["summed over"] == 1000 else "")
+                few = it["summed over"] == 1000
+                cells[3] = ("≈ " if few and not sign else "") + figure("-log p(x), class summed out") + "¹" * few
             s = row.get(protocol)
             cells += ["not yet measured", "", "", ""] if not s else [
                 plus(s["read as asked"], 100, 1, " %"), plus(s["Frechet distance"], 1, 1),
@@ -280,9 +272,9 @@ def table(known):
 
 
 def figure(known):
-    """Three pictures of the table: likelihood; quality against speed; precision against recall."""
-    fig = Figure(figsize=(13, 4.6), layout="constrained")
-    left, middle, right = fig.subplots(1, 3)
+    """Four pictures of the table: likelihood; quality against speed; precision against recall, binary and grey."""
+    fig = Figure(figsize=(12, 9), layout="constrained")
+    (left, right), below = fig.subplots(2, 2)
     rows = known["rows"]
     scored = [n for n in IMAGES if n in rows and rows[n]["likelihood"]["protocol"] == "binary"]
     for place, name in enumerate(scored):
@@ -293,34 +285,37 @@ def figure(known):
                       label=key.replace("-", "−", 1) if not place else None)
     left.set_yticks(range(len(scored)), scored)
     left.invert_yaxis()
-    left.set(xlabel="−log p of a binary test digit, nats", title="Fewer nats are better; hollow: only a bound")
+    left.set(xlabel="−log p of a binary test digit, nats (grey digits: see the table)",
+             title="Fewer nats are better; hollow: only a bound")
     left.legend(fontsize=8, loc="upper right")
-    for protocol, color in (("binary", "C0"), ("grey", "C1")):
-        for name in GROUPS[protocol]:
-            if protocol not in rows.get(name, {}) or name == "noise":
-                continue
+    for protocol, color, ax in zip(GROUPS, ("C0", "C1"), below):
+        names = [n for n in GROUPS[protocol] if protocol in rows.get(n, {}) and n != "noise"]
+        names.sort(key=lambda n: rows[n][protocol]["precision"])
+        for k, name in enumerate(names):
             s = rows[name][protocol]
-            (distance, half), (p, _), (r, _) = (s[k] for k in ("Frechet distance", "precision", "recall"))
-            if name == "digits":
-                middle.axhline(distance, ls="--", lw=1, color=color)
-                right.plot(r, p, "*", color=color, ms=11)
-                continue
-            right.plot(r, p, "o", ms=5, color=color)
-            right.annotate(name, (r, p), xytext=(5, 3), textcoords="offset points", size=8)
-            if name in OTHERWISE:
-                continue
-            seconds = rows[name]["seconds for 64 samples"]
-            middle.errorbar(seconds, distance, half, fmt="o", ms=5, color=color)
-            middle.annotate(name, (seconds, distance), xytext=(5, 3), textcoords="offset points", size=8)
-    middle.set(xscale="log", yscale="log", xlabel="seconds for 64 samples, class told", ylabel="Fréchet distance",
-               title="Low and left is good; dashed: real digits")
-    right.set(xlabel="recall: real digits within the samples' region", ylabel="precision: samples within the digits'",
-              title="Up is sharp, right is varied")
-    middle.set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
-    middle.minorticks_off()
-    for mark, color, what in (("o", "C0", "binary samples"), ("o", "C1", "grey samples"), ("*", "gray", "real digits")):
-        right.plot([], [], mark, color=color, label=what)
-    right.legend(fontsize=8, loc="lower right")
+            (distance, half), (p, p_half), (r, r_half) = (s[k] for k in ("Frechet distance", "precision", "recall"))
+            real, shown = name == "digits", "real digits" if name == "digits" else name.replace(GREY, "gated_pixelcnn")
+            ax.errorbar(r, p, p_half, r_half, fmt="*" if real else "o", ms=12 if real else 6, color=color,
+                        ecolor="lightgray", zorder=3 if real else 2)
+            ax.annotate(shown, (r, p), xytext=(7 - 14 * (k % 2), 4), textcoords="offset points", size=9,
+                        ha="right" if k % 2 else "left", zorder=4)  # names to the left and right in turn
+            if real:
+                right.axhline(distance, ls="--", lw=1, color=color)
+            elif name not in OTHERWISE:
+                seconds = rows[name]["seconds for 64 samples"]
+                right.errorbar(seconds, distance, half, fmt="o", color=color, ecolor="lightgray")
+                right.annotate(shown, (seconds, distance), xytext=(-6, 3), textcoords="offset points", size=9,
+                               ha="right")
+        ax.margins(0.15)
+        ax.set(xlabel="recall: real digits within the samples' region", ylabel="precision: samples within the digits'",
+               title=f"{protocol} samples: up is sharp, right is varied")
+    right.set(xscale="log", yscale="log", xlabel="seconds for 64 samples, class told", xlim=(1e-3, 3),
+              ylabel="Fréchet distance to real digits", title="Low and left is good; dashed: real digits")
+    right.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    right.minorticks_off()
+    for color, what in (("C0", "binary samples"), ("C1", "grey samples")):
+        right.plot([], [], "o", color=color, label=what)
+    right.legend(fontsize=8, loc="upper right")
     return fig
 
 
