@@ -7,11 +7,12 @@
 Writes benchmarks/results/compare-cpu.json, compare-cpu.md, the table, and assets/comparison.png, the figure. What is in
 it: likelihoods as the runs themselves scored them (out/NAME/metrics.json); 5,000 samples of each model, asked for in
 the classes of the 5,000 validation digits, read by the judge (judge.py) and compared in its features with the 10,000
-test digits by the Fréchet distance, by precision and by recall; parameters, lines of code, seconds and memory.
+test digits by the Fréchet distance, with the first 5,000 by precision and recall; parameters, lines of code, seconds
+and memory.
 
 Binary models are compared with binarised test digits, the others with grey ones. vae.py and vqvae.py hand out
 probabilities: they stand in both halves, once as they are and once with a Bernoulli draw for each pixel. Two rows are
-no models: validation digits, which show the best that 5,000 samples can do, and noise, the worst.
+no models: validation digits, which show what real ones score, and noise, what failure looks like.
 """
 import argparse
 import importlib
