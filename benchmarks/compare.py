@@ -291,32 +291,34 @@ def figure(known):
     left.legend(fontsize=8, loc="upper right")
     for protocol, color, ax in zip(GROUPS, ("C0", "C1"), below):
         names = [n for n in GROUPS[protocol] if protocol in rows.get(n, {}) and n != "noise"]
-        names.sort(key=lambda n: rows[n][protocol]["precision"])
+        names.sort(key=lambda n: (n == "digits", rows[n][protocol]["precision"]))
         for k, name in enumerate(names):
             s = rows[name][protocol]
             (distance, half), (p, p_half), (r, r_half) = (s[k] for k in ("Frechet distance", "precision", "recall"))
             real, shown = name == "digits", "real digits" if name == "digits" else name.replace(GREY, "gated_pixelcnn")
             ax.errorbar(r, p, p_half, r_half, fmt="*" if real else "o", ms=12 if real else 6, color=color,
                         ecolor="lightgray", zorder=3 if real else 2)
-            ax.annotate(shown, (r, p), xytext=(7 - 14 * (k % 2), 4), textcoords="offset points", size=9,
-                        ha="right" if k % 2 else "left", zorder=4)  # names to the left and right in turn
+            side = 1 if real or k % 2 == 0 else -1  # names to the right and left in turn
+            ax.annotate(shown, (r, p), xytext=(7 * side, 4), textcoords="offset points", size=9,
+                        ha="left" if side > 0 else "right", zorder=4)
             if real:
                 right.axhline(distance, ls="--", lw=1, color=color)
             elif name not in OTHERWISE:
                 seconds = rows[name]["seconds for 64 samples"]
                 right.errorbar(seconds, distance, half, fmt="o", color=color, ecolor="lightgray")
-                right.annotate(shown, (seconds, distance), xytext=(-6, 3), textcoords="offset points", size=9,
-                               ha="right")
+                side = 1 if seconds > 0.7 else -1
+                right.annotate(shown, (seconds, distance), xytext=(6 * side, 3), textcoords="offset points", size=9,
+                               ha="left" if side > 0 else "right")
         ax.margins(0.15)
         ax.set(xlabel="recall: real digits within the samples' region", ylabel="precision: samples within the digits'",
                title=f"{protocol} samples: up is sharp, right is varied")
-    right.set(xscale="log", yscale="log", xlabel="seconds for 64 samples, class told", xlim=(1e-3, 3),
+    right.set(xscale="log", yscale="log", xlabel="seconds for 64 samples, class told", xlim=(1e-3, 20),
               ylabel="Fréchet distance to real digits", title="Low and left is good; dashed: real digits")
     right.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     right.minorticks_off()
     for color, what in (("C0", "binary samples"), ("C1", "grey samples")):
         right.plot([], [], "o", color=color, label=what)
-    right.legend(fontsize=8, loc="upper right")
+    right.legend(fontsize=8, loc="upper left")
     return fig
 
 

@@ -40,7 +40,8 @@ def measured(name):
     """Every number that the results hold of a chapter: its runs, its row of the comparison, what the judge said."""
     parts = [v for k, v in KNOWN.items() if re.match(rf"{name}[-.]", k)]
     parts = [{k: v for k, v in part.items() if k != "curve"} for part in parts]
-    parts += [KNOWN["compare-cpu"]["rows"].get(name), KNOWN["sampling-cpu"]["results"].get(name)]
+    parts += [v for k, v in KNOWN["compare-cpu"]["rows"].items() if re.fullmatch(rf"{name}([-,].*)?", k)]
+    parts += [KNOWN["sampling-cpu"]["results"].get(name)]
     parts += [v for k, v in KNOWN["judge-cpu"].items() if f"judge.py {name}" in k] + [KNOWN["notes"].get(name)]
     return leaves(parts + ([KNOWN.get("ear-cpu")] if name == "wavenet" else []))
 
