@@ -1,23 +1,17 @@
-"""Three small data sets and nothing else: mnist() for images, text() for symbols, audio() for waveforms.
+"""Three small data sets: mnist() gives images, text() gives symbols, audio() gives waveforms.
 
-A file in $DATA_DIR, else in datasets/ beside this file, is used as it is. A missing one is downloaded, checked, kept.
-Where that fails, a loud line says so and an embedded stand-in serves: digits drawn with a jittered pen, Python's own
-language reference, plucked strings. Every loader returns its source's name last; its OSErrors are one plain sentence.
-
-    python data.py      fetches everything, says what is there, draws a page of each into out/data/
+Files in $DATA_DIR, else in datasets/ beside this file, are used as they are; a missing one is downloaded. If
+that fails, a loud line says so and a stand-in serves: drawn digits, Python's own reference, fading tones.
+Each loader returns its source last. `python data.py` fetches everything and draws a page of each: out/data/.
 """
-import gzip
-import hashlib
-import http.client
-import io
-import os
 import sys
-import tarfile
-import urllib.request
-import wave
-import zlib
+def excepthook(kind, error, trace):  # Ctrl-C ends in one line, also during the slow imports below
+    if issubclass(kind, KeyboardInterrupt):
+        error, trace = KeyboardInterrupt(), None
+    sys.__excepthook__(kind, error, trace)
+sys.excepthook = excepthook
+import gzip, hashlib, io, math, os, re, tarfile, urllib.request, wave
 from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -28,171 +22,178 @@ MNIST = {"train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
          "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
          "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c"}
 TEXT, AUDIO = "tinyshakespeare.txt", "free-spoken-digit-dataset-1.0.10.tar.gz"
-CHECKS = MNIST | {TEXT: "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", AUDIO: 3000}  # WAV files
+CHECKS = MNIST | {TEXT: "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", AUDIO: 3000}
 MIRRORS = {name: [f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}",
                   f"https://storage.googleapis.com/cvdf-datasets/mnist/{name}"] for name in MNIST} | {
     TEXT: ["https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"],
     AUDIO: ["https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"]}
 
-# %% Files: from the folder, else from a mirror, else the stand-in
 def say(message):
     print(f"data.py: {message}", file=sys.stderr, flush=True)
+def require(ok, file, expected, found):
+    if not ok:
+        raise OSError(f"{FOLDER / file}: expected {expected}, found {found}; please replace it")
+def is_official(name, blob):
+    if name == AUDIO:  # GitHub may compress it anew: its WAV files are counted
+        return len(unpack(blob)) == CHECKS[name]
+    return CHECKS[name] in (hashlib.md5(blob).hexdigest(), hashlib.sha256(blob).hexdigest())
 
 def fetch(name, stand_in):
-    """The bytes of a data file, or None where the stand-in has to serve."""
-    if stand_in == "always" or (path := FOLDER / name).exists():
+    """The bytes of a data file, or None where the stand-in serves; OSError where "never" forbids it."""
+    path = FOLDER / name
+    if stand_in == "always" or path.exists():
         return None if stand_in == "always" else path.read_bytes()
     for url in MIRRORS[name]:
         try:
-            with urllib.request.urlopen(url, timeout=SECONDS) as reply:
-                total, blob = int(reply.headers.get("Content-Length") or 0) / 1e6, b""
-                while piece := reply.read(1 << 20):
-                    blob += piece
-                    say(f"{url}: {len(blob) / 1e6:.0f} of {total:.0f} MB")
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            say(f"cannot download {url} ({error})")
+            say(f"downloading {url}")
+            blob = urllib.request.urlopen(url, timeout=SECONDS).read()
+            if not is_official(name, blob):
+                raise OSError("wrong checksum")
+        except Exception as error:  # whatever is wrong with a mirror, the next one is tried
+            say(f"cannot use {url} ({error})")
             continue
-        if CHECKS[name] in (hashlib.md5(blob).hexdigest(), hashlib.sha256(blob).hexdigest(), len(unpack(blob))):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f"{name}.{os.getpid()}.part")
-            beside.write_bytes(blob)
-            os.replace(beside, path)
-            return blob
-        say(f"{url} sent a file with a wrong checksum, which is not kept: try later, or put {name} into {FOLDER}")
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        part = FOLDER / f"{name}.{os.getpid()}.part"
+        part.write_bytes(blob)
+        os.replace(part, path)
+        return blob
     if stand_in == "never":
-        raise OSError(f"{name} is not in {FOLDER} and cannot be downloaded, and --stand-in never rules out a stand-in")
-    return say(f"NO REAL DATA: {name} is not in {FOLDER} and cannot be downloaded. THE STAND-IN SERVES INSTEAD.")
+        raise OSError(f"{path} is missing and cannot be downloaded; '--stand-in never' forbids a stand-in")
+    say(f"NO REAL DATA: {path} is missing and cannot be downloaded. THE STAND-IN SERVES INSTEAD.")
 
-# %% Digits
 def mnist(stand_in="auto"):
-    """MNIST: uint8 images (60000, 1, 28, 28), int64 labels, test images (10000, 1, 28, 28), labels, source."""
-    arrays = []
+    """uint8 images (N, 1, 28, 28), int64 labels (N,), test images, test labels, source. OSError if malformed.
+    Only the four official files are called "MNIST"; others are named after their folder and their md5."""
+    blobs = []
     for name in MNIST:
         if (blob := fetch(name, stand_in)) is None:
             return *stand_in_digits(60000, 0), *stand_in_digits(10000, 1), "stand-in digits"
-        n, images = 60000 if name.startswith("train") else 10000, "images" in name
-        try:  # an IDX file: 4 bytes and 4 for each dimension, then one byte a value
-            body = np.frombuffer(gzip.decompress(blob), np.uint8, offset=16 if images else 8)
-            arrays.append(torch.from_numpy(body.reshape((n, 1, 28, 28) if images else n).copy()))
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise OSError(f"{FOLDER / name} is damaged: delete it, and it is downloaded anew") from error
-    return arrays[0], arrays[1].long(), arrays[2], arrays[3].long(), "MNIST"
+        blobs.append(blob)
+    x, y, x_test, y_test = map(read_idx, MNIST, blobs)
+    require(len(y) == len(x), "train-labels-idx1-ubyte.gz", f"{len(x)} labels", len(y))
+    require(len(y_test) == len(x_test), "t10k-labels-idx1-ubyte.gz", f"{len(x_test)} labels", len(y_test))
+    own = f"images in {FOLDER.resolve().name} (md5 {hashlib.md5(b''.join(blobs)).hexdigest()[:6]})"
+    source = "MNIST" if all(map(is_official, MNIST, blobs)) else own
+    return x[:, None], y.long(), x_test[:, None], y_test.long(), source
 
-# A pen's way through each digit: points "xy" on a 10 x 10 grid, y down. "/" lifts the pen, a doubled point is a corner.
-PEN = ("50 22 16 39 79 95 81 50, 50 55 49, 12 40 82 65 19 19 59 99, 11 50 82 44 44 86 69 18, 30 15 15 55 95/71 65 59, "
-       "90 31 31 24 24 64 86 59 18, 70 33 16 49 87 65 36 27, 11 51 91 91 65 49, 82 40 22 54 87 59 27 54 82, "
-       "82 50 23 45 74 82 76 59").split(", ")
+def read_idx(name, blob):
+    """The uint8 tensor in a gzipped IDX file: a magic number, the size of each dimension, the values."""
+    magic, shape, start = (2051, [28, 28], 16) if "images" in name else (2049, [], 8)
+    try:
+        body = gzip.decompress(blob)
+    except Exception as error:
+        require(False, name, "a whole gzip file", f"this fault: {error}")
+    header = [int.from_bytes(body[i:i + 4], "big") for i in range(0, start, 4)]
+    n, values = header[1], np.frombuffer(body, np.uint8)[start:]
+    require(header == [magic, n, *shape], name, f"the IDX header {[magic, n, *shape]}", header)
+    require(len(values) == n * math.prod(shape), name, f"{n} items after the header", f"{len(values)} bytes")
+    require(n >= (12 if "train" in name else 1), name, "at least 12 training items and 1 test item", n)
+    require(shape or values.max() <= 9, name, "labels from 0 to 9", values.max())
+    return torch.from_numpy(values.reshape(n, *shape).copy())
+
+# A pen's way through each digit: points "xy" on a 10 x 10 grid, y down.
+STROKES = """60 30 12 04 08 29 59 87 94 82 60 30, 50 52 54 47 49, 12 40 82 74 56 28 09 39 69 99,
+    11 40 90 83 44 44 86 79 39 08, 20 13 05 35 65 95 75 63 70 73 76 69, 90 61 21 21 14 44 85 78 49 08,
+    70 40 22 06 19 59 87 65 25 07, 01 31 91 91 74 56 49, 91 50 11 13 44 76 78 49 17 26 54 82 91,
+    82 60 21 13 35 64 82 91 83 76 69""".split(",")
 
 def stand_in_digits(n, seed):
-    """n drawn digits, uint8 (n, 1, 28, 28), and labels (n,): wobble, slant, turn, size and pen vary; by seed alone."""
+    """n drawn digits, uint8 (n, 1, 28, 28), and labels, int64 (n,). A seed always gives the same digits."""
     rng = np.random.default_rng(seed)
-    y, images = rng.integers(10, size=n), np.zeros((n, 1, 28, 28), np.uint8)
-    for digit, strokes in enumerate(PEN):
-        m, path, weight = (y == digit).sum(), [], []
-        for stroke in strokes.split("/"):
-            p = rng.normal([(int(x) / 9, int(y) / 9) for x, y in stroke.split()], .045, (m, len(stroke.split()), 2))
-            p = np.concatenate([2 * p[:, :1] - p[:, 1:2], p, 2 * p[:, -1:] - p[:, -2:-1]], 1)  # Catmull-Rom splines
-            at = np.linspace(0, p.shape[1] - 3.001, 48)[:, None]
-            u, (a, b, c, d) = at % 1, (p[:, at[:, 0].astype(int) + j] for j in range(4))
-            path.append(b + u / 2 * (c - a + u * (2 * a - 5 * b + 4 * c - d + u * (3 * b - a - 3 * c + d))))
-            weight.append(np.linalg.norm(np.gradient(path[-1], axis=1), axis=2))
-        size, slant, turn, pen = rng.normal([18, -.2, 0, .95], [1, .22, .1, .13], (m, 1, 4)).transpose(2, 0, 1)
-        px, py = (np.concatenate(path, 1).transpose(2, 0, 1) - .5) * size
-        px, py = .62 * px + (slant + turn) * py, py - .62 * turn * px
-        gx, gy = (np.exp(-(((p - p.mean(1, keepdims=True) + 13.5)[..., None] - np.arange(28, dtype=np.float32)) / pen[
-            ..., None]).astype(np.float32) ** 2 / 2) for p in (px, py))  # (m, points, 28): dabs of ink along the path
-        ink = (gy * (np.concatenate(weight, 1) * size / pen)[..., None].astype(np.float32)).swapaxes(1, 2) @ gx
-        images[y == digit, 0] = 255 * np.clip(.75 * ink - .35, 0, 1)
-    return torch.from_numpy(images), torch.from_numpy(y)
+    images, labels = np.zeros((n, 1, 28, 28), np.uint8), rng.integers(10, size=n)
+    for digit, stroke in enumerate(STROKES):
+        grid = [(int(x), int(y)) for x, y in stroke.split()]
+        points = rng.normal(grid, .35, (np.sum(labels == digit), len(grid), 2))
+        for _ in range(2):  # Chaikin's corner cutting makes the line smooth
+            a, b = points[:, :-1], points[:, 1:]
+            points = np.stack([.75 * a + .25 * b, .25 * a + .75 * b], axis=2).reshape(len(a), -1, 2)
+        x, y = np.moveaxis(points - points.mean(axis=1, keepdims=True), 2, 0)  # (images, points) each
+        size, slant, pen = rng.normal([2.1, .25, .9], [.1, .2, .1], (len(x), 3)).T[:, :, None]
+        at = size * np.stack([.7 * x - slant * y, y]) + 14
+        z = (np.arange(28) - at[..., None]) / pen[..., None]  # (2, images, points, 28)
+        columns, rows = np.exp(-np.minimum(z * z / 2, 20).astype(np.float32))  # smaller floats would be slow
+        images[labels == digit, 0] = 255 * np.clip(rows.swapaxes(1, 2) @ columns * 1.6 - .4, 0, 1)
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
-# %% Text
 def text(path=None, stand_in="auto", ids=False):
-    """A UTF-8 file, tiny Shakespeare by default: (string, source), or (int64 ids (T,), list of characters, source)."""
-    name, source = (path, Path(path).name) if path else (FOLDER / TEXT, "tiny Shakespeare")
-    if (blob := Path(path).read_bytes() if path else fetch(TEXT, stand_in)) is None:
+    """(string, source), or with ids (int64 ids (T,), characters, source). OSError if it is not UTF-8 text."""
+    source = Path(path).name if path else "tiny Shakespeare"
+    blob = Path(path).read_bytes() if path else fetch(TEXT, stand_in)
+    if blob is None:
         from pydoc_data.topics import topics
-        blob, source = "\n".join(topics[k] for k in sorted(topics)).encode(), "stand-in text"
+        source, blob = "stand-in text", "\n".join(topics[key] for key in sorted(topics)).encode()
     corpus = blob.decode("utf-8-sig", errors="replace")
-    if not corpus.strip() or "\ufffd" in corpus:  # what a decoder leaves where bytes are not UTF-8
-        raise OSError(f"{name} is not UTF-8 text" if corpus.strip() else f"{name} holds no text")
-    index = {c: i for i, c in enumerate(sorted(set(corpus)))}
+    is_text = corpus.strip() and "\ufffd" not in corpus  # U+FFFD replaces bytes that are not UTF-8
+    require(is_text, Path(path or FOLDER / TEXT).absolute(), "UTF-8 text", "none, or bytes that are not UTF-8")
+    index = {character: i for i, character in enumerate(sorted(set(corpus)))}
     return (torch.tensor([index[c] for c in corpus]), list(index), source) if ids else (corpus, source)
 
-# %% Audio
 def audio(path=None, stand_in="auto"):
-    """(train, test, source), two lists of (waveform float32 (T,) in [-1, 1] at 8 kHz, digit, speaker).
-
-    Free Spoken Digit Dataset 1.0.10, or a folder of WAV files of any rate. A name like 7_anna_12.wav tells digit,
-    speaker and recording, and recordings 0-4 are the test set. Where some name does not (digit -1), every tenth is.
-    """
+    """(train, test, source): lists of (waveform float32 (T,) in [-1, 1] at 8 kHz, digit, speaker).
+    Free Spoken Digit Dataset 1.0.10, or a folder of PCM WAV files named like 7_anna_12.wav, where recordings
+    0-4 are the test set. If any name is unlike that, digits are -1 and every tenth file is a test file."""
     if path:
         files, source = {p.name: p.read_bytes() for p in sorted(Path(path).glob("*.wav"))}, Path(path).name
     elif (blob := fetch(AUDIO, stand_in)) is not None:
         files, source = unpack(blob), "Free Spoken Digit Dataset"
     else:
-        files, source = stand_in_strings(), "stand-in audio (plucked strings)"
-    if len(files) < (2 if path else 3000):
-        raise OSError(f"{path or FOLDER / AUDIO} holds {len(files)} whole .wav files, too few: replace or delete it")
-    names = [name[:-4].split("_") for name in files]
-    if not all(len(n) == 3 and n[0] in list("0123456789") and n[2].isdecimal() for n in names):
-        names = [(-1, "", 0 if i % 10 == 9 or i + 1 == len(files) < 10 else 5) for i in range(len(files))]
-    split = [], []
-    for (name, clip), (digit, speaker, take) in zip(files.items(), names):
-        split[int(take) < 5].append((read_wav(clip, name) if isinstance(clip, bytes) else clip, int(digit), speaker))
-    return *split, source
+        return *stand_in_tones(), "stand-in audio (fading tones)"
+    place, least = (Path(path).absolute(), 2) if path else (AUDIO, 3000)
+    require(len(files) >= least, place, f"at least {least} whole .wav files", len(files))
+    names = [re.fullmatch(r"([0-9])_([^_]*)_([0-9]+)\.wav", name) for name in files]
+    train, test = [], []
+    for i, (name, wav) in enumerate(files.items()):
+        digit, speaker, is_test = -1, "", (i + 1) % min(10, len(files)) == 0
+        if all(names):
+            digit, speaker, is_test = int(names[i][1]), names[i][2], int(names[i][3]) < 5
+        (test if is_test else train).append((read_wav(wav, name), digit, speaker))
+    return train, test, source
 
 def unpack(blob):
-    """{name: bytes} of the WAV files in a .tar.gz, without touching the disk; {} where the archive is broken."""
+    """{name: bytes} of the WAV files in a .tar.gz, unpacked in memory; {} where the archive is broken."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(blob))) as tar:  # whole, so that its checksum is seen
+        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(blob))) as tar:
             return {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.name.endswith(".wav")}
-    except (tarfile.TarError, OSError, EOFError, zlib.error):
+    except Exception:
         return {}
 
 def read_wav(blob, name):
     """The waveform of a PCM WAV file at 8 kHz, channels averaged: float32 (T,) in [-1, 1]."""
     try:
-        with wave.open(io.BytesIO(blob)) as f:
-            size, rate, length = f.getsampwidth(), f.getframerate(), f.getnframes()
-            raw = np.frombuffer(f.readframes(length), np.uint8).reshape(length, f.getnchannels(), size)
-        n = round(length * 8000 / rate)
-        raw = np.pad(raw ^ (128 if size == 1 else 0), ((0, 0), (0, 0), (4 - size, 0))).copy()  # 8-bit WAV is unsigned
+        with wave.open(io.BytesIO(blob)) as file:
+            channels, width, rate, n, *_ = file.getparams()
+            raw = np.frombuffer(file.readframes(n), np.uint8).reshape(n, channels, width)
+        pcm = np.pad(raw, ((0, 0), (0, 0), (4 - width, 0)))  # every sample becomes an int32
+        wanted = round(n * 8000 / rate)
     except (wave.Error, EOFError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise OSError(f"{name} is not a whole PCM WAV file ({error})") from error
-    pcm = (raw.view("<i4")[..., 0] / 2.0**31).mean(1)
-    if 0 < n != length:  # resampled in the Fourier domain, without what 8 kHz cannot carry
-        pcm = (np.fft.irfft(np.fft.rfft(pcm)[: n // 2 + 1], n) * n / length).clip(-1, 1)
-    return pcm.astype(np.float32)
+    pcm[:, :, 3] ^= 128 if width == 1 else 0  # 8-bit WAV is unsigned
+    pcm = (pcm.view("<i4")[:, :, 0] / 2**31).mean(axis=1)
+    if 0 < wanted != n:  # resample in the Fourier domain: frequencies above 4 kHz are dropped
+        pcm = np.fft.irfft(np.fft.rfft(pcm)[:wanted // 2 + 1], wanted) * wanted / n
+    return pcm.clip(-1, 1).astype(np.float32)
 
-def stand_in_strings():
-    """{name: waveform} of 3,000 Karplus-Strong strings: ten pitches, six players who damp differently, 50 takes."""
-    rng, clips, damp = np.random.default_rng(0), {}, np.linspace(.93, .998, 6)[:, None, None]
-    for digit, period in enumerate([73, 64, 55, 48, 42, 36, 32, 28, 24, 21]):
-        sound = [rng.uniform(-.9, .9, (6, 50, period))]
-        while len(sound) * period < 3200:  # a period is the one before, each sample averaged with its neighbour
-            sound.append(damp * (sound[-1] + np.roll(sound[-1], 1, 2)) / 2)
-        pcm = np.concatenate(sound, 2).astype(np.float32)
-        clips |= {f"{digit}_player{p}_{take}.wav": pcm[p, take] for p in range(6) for take in range(50)}
-    return clips
-
-def main():
-    import matplotlib.pyplot as plt
-    os.makedirs("out/data", exist_ok=True)
-    (x, y, _, _, digits), (corpus, book), (train, _, voices) = mnist(), text(), audio()
-    print(f"{digits}: {len(x):,} images\n{book}: {len(corpus):,} characters\n{voices}: {len(train):,} clips")
-    rows = torch.stack([x[y == d][:16, 0] for d in range(10)])  # (10, 16, 28, 28)
-    plt.imsave("out/data/mnist.png", rows.transpose(1, 2).reshape(280, 448), cmap="gray_r")
-    plt.figure().text(.02, .98, corpus[:800], va="top", family="monospace", size=7, parse_math=False)
-    plt.savefig("out/data/text.png")
-    plt.figure(figsize=(8, 8), layout="constrained").suptitle(f"{voices}: one clip of each digit")
-    for digit in range(10):
-        pcm = next(c[0] for c in train if c[1] == digit)
-        plt.plot(np.arange(len(pcm)) / 8000, digit + pcm / 2, lw=.5)
-    plt.gca().set(xlabel="seconds", ylabel="digit spoken", yticks=range(10))
-    plt.savefig("out/data/audio.png")
+def stand_in_tones():
+    """3,000 clips as audio() gives them: the digit sets the pitch, the speaker how fast the tone fades."""
+    clips, t, rng = [], np.arange(3200) / 8000, np.random.default_rng(0)
+    for _, digit, speaker in np.ndindex(50, 10, 6):  # recordings, digits, speakers
+        tone = np.sin(2 * np.pi * (110 * 1.13**digit * t + rng.uniform())) * np.exp(-(2 + 3 * speaker) * t)
+        clips.append((tone.astype(np.float32), digit, f"player{speaker}"))
+    return clips[300:], clips[:300]
 
 if __name__ == "__main__":
     try:
-        main()
+        (x, y, _, _, digits), (corpus, book), (train, _, voices) = mnist(), text(), audio()
     except OSError as trouble:
-        sys.exit(say(trouble) or 2)
+        say(trouble)
+        sys.exit(2)
+    import matplotlib.pyplot as plt
+    os.makedirs("out/data", exist_ok=True)
+    print(f"{digits}: {len(x):,} images\n{book}: {len(corpus):,} characters\n{voices}: {len(train):,} clips")
+    page = x[y.argsort(stable=True)][torch.linspace(0, len(y) - 1, 160).long()].view(10, 16, 28, 28)
+    plt.imsave("out/data/mnist.png", page.transpose(1, 2).reshape(280, 448), cmap="gray_r")
+    plt.figure().text(.02, .98, corpus[:800], va="top", family="monospace", size=7, parse_math=False)
+    plt.savefig("out/data/text.png")
+    row = np.concatenate([next(pcm for pcm, d, _ in train if d == digit) for digit in range(10)])
+    plt.figure(figsize=(12, 3)).add_subplot(title=f"{voices}: a clip of each digit").plot(row, lw=.3)
+    plt.savefig("out/data/audio.png")
