@@ -104,10 +104,10 @@ def stand_in_digits(n, seed):
     for digit, stroke in enumerate(STROKES):
         grid = [(int(x), int(y)) for x, y in stroke.split()]
         points = rng.normal(grid, .35, (np.sum(labels == digit), len(grid), 2))
-        for _ in range(2):  # Chaikin's corner cutting makes the line smooth
-            a, b = points[:, :-1], points[:, 1:]
-            points = np.stack([.75 * a + .25 * b, .25 * a + .75 * b], axis=2).reshape(len(a), -1, 2)
-        x, y = np.moveaxis(points - points.mean(axis=1, keepdims=True), 2, 0)  # (images, points) each
+        for _ in range(2):  # smooth the line: double every point, then average each with its neighbours
+            twice = np.repeat(points, 2, axis=1)
+            points = (twice[:, :-2] + 2 * twice[:, 1:-1] + twice[:, 2:]) / 4
+        x, y = (points - points.mean(axis=1, keepdims=True)).transpose(2, 0, 1)  # (images, points) each
         size, slant, pen = rng.normal([2.1, .25, .9], [.1, .2, .1], (len(x), 3)).T[:, :, None]
         at = size * np.stack([.7 * x - slant * y, y]) + 14
         z = (np.arange(28) - at[..., None]) / pen[..., None]  # (2, images, points, 28)
@@ -116,7 +116,7 @@ def stand_in_digits(n, seed):
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 def text(path=None, stand_in="auto", ids=False):
-    """(string, source), or with ids (int64 ids (T,), characters, source). OSError if it is not UTF-8 text."""
+    """A UTF-8 file, or tiny Shakespeare: (str, source); or int64 ids (T,), characters, source. OSError."""
     source = Path(path).name if path else "tiny Shakespeare"
     blob = Path(path).read_bytes() if path else fetch(TEXT, stand_in)
     if blob is None:
@@ -124,14 +124,14 @@ def text(path=None, stand_in="auto", ids=False):
         source, blob = "stand-in text", "\n".join(topics[key] for key in sorted(topics)).encode()
     corpus = blob.decode("utf-8-sig", errors="replace")
     is_text = corpus.strip() and "\ufffd" not in corpus  # U+FFFD replaces bytes that are not UTF-8
-    require(is_text, Path(path or FOLDER / TEXT).absolute(), "UTF-8 text", "none, or bytes that are not UTF-8")
+    require(is_text, Path(path or FOLDER / TEXT).absolute(), "UTF-8 text", "no text or other bytes")
     index = {character: i for i, character in enumerate(sorted(set(corpus)))}
     return (torch.tensor([index[c] for c in corpus]), list(index), source) if ids else (corpus, source)
 
 def audio(path=None, stand_in="auto"):
     """(train, test, source): lists of (waveform float32 (T,) in [-1, 1] at 8 kHz, digit, speaker).
     Free Spoken Digit Dataset 1.0.10, or a folder of PCM WAV files named like 7_anna_12.wav, where recordings
-    0-4 are the test set. If any name is unlike that, digits are -1 and every tenth file is a test file."""
+    0-4 are the test set. With any other name, digits are -1, every tenth is a test. OSError for bad files."""
     if path:
         files, source = {p.name: p.read_bytes() for p in sorted(Path(path).glob("*.wav"))}, Path(path).name
     elif (blob := fetch(AUDIO, stand_in)) is not None:
@@ -195,5 +195,5 @@ if __name__ == "__main__":
     plt.figure().text(.02, .98, corpus[:800], va="top", family="monospace", size=7, parse_math=False)
     plt.savefig("out/data/text.png")
     row = np.concatenate([next(pcm for pcm, d, _ in train if d == digit) for digit in range(10)])
-    plt.figure(figsize=(12, 3)).add_subplot(title=f"{voices}: a clip of each digit").plot(row, lw=.3)
+    plt.figure(figsize=(12, 3)).add_subplot(title=voices, xlabel="samples, 8,000 a second").plot(row, lw=.3)
     plt.savefig("out/data/audio.png")

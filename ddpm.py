@@ -4,36 +4,40 @@
 # ///
 """DDPM: denoising diffusion probabilistic models (Ho, Jain & Abbeel 2020, arXiv:2006.11239).
 
-The forward chain q adds a little Gaussian noise to an image x_0, T = 1,000 times, until nothing of it is left:
+The forward chain q adds a little Gaussian noise to an image x_0, T = 1,000 times, until nothing of it is
+left:
 
     q(x_t | x_{t−1}) = N(√α_t x_{t−1}, β_t I)        α_t = 1 − β_t,  β_t rising linearly from 0.0001 to 0.02
 
 The steps add up in closed form, with ᾱ_t = α_1 α_2 ⋯ α_t falling from 1 to nearly 0:
 
-    x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε,   ε ~ N(0, I)                                                    (eq. 4)
+    x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε,   ε ~ N(0, I)                                        (eq. 4)
 
-Each step is so small that its reverse is nearly Gaussian too. A network ε̂(x_t, t, y), given the time t and the class y,
-learns to predict the noise in x_t; the prediction gives the mean of the reverse step:
+Each step is so small that its reverse is nearly Gaussian too. A network ε̂(x_t, t, y), given the time t and
+the class y, learns to predict the noise in x_t; the prediction gives the mean of the reverse step:
 
-    loss = E ‖ε − ε̂(x_t, t, y)‖²                                                                    (Algorithm 1)
-    x_{t−1} = (x_t − β_t / √(1 − ᾱ_t) · ε̂) / √α_t + √β_t z,   z ~ N(0, I)                           (Algorithm 2)
+    loss = E ‖ε − ε̂(x_t, t, y)‖²                                                        (Algorithm 1)
+    x_{t−1} = (x_t − β_t / √(1 − ᾱ_t) · ε̂) / √α_t + √β_t z,   z ~ N(0, I)               (Algorithm 2)
 
-Training is plain regression: pick a digit, a time t and a noise ε. Sampling starts from pure noise x_T and walks the
-chain back; DDIM takes the same network through @@ large strides without new noise. p(x): a lower bound, T + 1 terms.
-Latent: x_T, as large as the image. Good at: sample quality, stable training. Bad at: speed, since a sample takes many
-network calls.
+Training is plain regression: pick a digit, a time t and a noise ε. Sampling starts from pure noise x_T and
+walks the chain back; DDIM takes the same network through @@ large strides without new noise. p(x): a lower
+bound, T + 1 terms. Latent: x_T, as large as the image. Good at: sample quality, stable training. Bad at:
+speed, since a sample takes many network calls.
 
 Why it works: ε̂ is a score, the gradient of a log-density. Given x_0, x_t is Gaussian with standard deviation
-σ_t = √(1 − ᾱ_t), so ∇ log q(x_t | x_0) = −(x_t − √ᾱ_t x_0) / σ_t² = −ε / σ_t. The best prediction of ε averages over
-every x_0 that may hide in x_t, and that average of gradients is the gradient of the noisy data's own log-density:
-∇ log q(x_t) = −E[ε | x_t] / σ_t ≈ −ε̂ / σ_t. To predict the noise is to know the direction of the data.
+σ_t = √(1 − ᾱ_t), so ∇ log q(x_t | x_0) = −(x_t − √ᾱ_t x_0) / σ_t² = −ε / σ_t. The best prediction of ε
+averages over every x_0 that may hide in x_t, and that average of gradients is the gradient of the noisy
+data's own log-density: ∇ log q(x_t) = −E[ε | x_t] / σ_t ≈ −ε̂ / σ_t. To predict the noise is to know the
+direction of the data.
 
-Label dropout: a tenth of the digits carry the null label in place of y; classifier-free guidance exaggerates the
-difference between ε̂(x_t, t, y) and the prediction under the null label, and makes classes clearer and less varied.
+Label dropout: a tenth of the digits carry the null label in place of y; classifier-free guidance exaggerates
+the difference between ε̂(x_t, t, y) and the prediction under the null label, and makes classes clearer and
+less varied.
 
     @@COMMAND
 """
 import argparse
+import functools
 import io
 import json
 import math
@@ -55,14 +59,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 NAME, LOSS, ITEMS = "ddpm", "noise prediction error", "digits"
 NULL = 10  # the null label: no class given
 SETTINGS = {
-    "steps": (7200, "optimiser steps", 1, 10**9),
+    "steps": (10000, "optimiser steps", 1, 10**9),
     "batch_size": (64, "digits per step", 1, 10**6),
     "lr": (2e-3, "peak learning rate of Adam", 0, 10),
     "channels": (32, "feature maps at 14 x 14, twice as many at 7 x 7", 1, 10**4),
     "timesteps": (1000, "T, the length of the noising chain", 2, 10**5),
-    "ddim_steps": (15, "steps of the fast sampler, two network calls each under guidance", 1, 10**5),
-    "guidance": (2.0, "weight w of classifier-free guidance: 1 is p(x | y), more exaggerates the class", 0, 100),
-    "label_dropout": (0.1, "share of digits trained under the null label; 1 trains the unconditional model", 0, 1),
+    "ddim_steps": (12, "steps of the fast sampler, two network calls each under guidance", 1, 10**5),
+    "guidance": (1.6, "weight w of guidance: 1 is p(x | y), more exaggerates the class", 0, 100),
+    "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
 }
 
 # %% Model: a U-Net that predicts the noise in x_t
@@ -101,16 +105,15 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head[-1].bias)
 
     def forward(self, x, t, y):
-        frequency = torch.exp(-math.log(1e4) * torch.arange(32, device=t.device) / 32)
-        angle = t[:, None] * frequency  # (B, 32)
+        angle = t[:, None] * torch.exp(-math.log(1e4) * torch.arange(32, device=t.device) / 32)  # (B, 32)
         e = F.silu(self.time(torch.cat([angle.sin(), angle.cos()], 1)) + self.label(y))  # (B, D)
         fine = self.fine_in(self.stem(F.pixel_unshuffle(x, 2)), e)  # 2 x 2 pixels to a place: (B, C, 14, 14)
         h = self.coarse2(self.coarse1(self.down(fine), e), e)  # (B, 2C, 7, 7)
         h = self.fine_out(torch.cat([self.up(h), fine], 1), e)  # (B, C, 14, 14)
-        return x + F.pixel_shuffle(self.head(h), 2).float()  # where x_t is nearly all noise, so is the prediction
+        return x + F.pixel_shuffle(self.head(h), 2).float()  # residual, as x_t is nearly all noise at high t
 
 class DDPM(nn.Module):
-    """The forward chain q, its schedule, and the reverse chain that the network defines. Pixels are in [-1, 1]."""
+    """The forward chain q and the reverse chain that the network defines, for pixels in [-1, 1]."""
 
     def __init__(self, channels=32, timesteps=1000, conditional=True):
         super().__init__()
@@ -122,7 +125,7 @@ class DDPM(nn.Module):
         self.register_buffer("alpha_bar", self.alpha.cumprod(0), persistent=False)
 
     def eps(self, x, t, y=None):
-        """The network's prediction of the noise in x_t; t is a number or (B,); y is None, a class or (B,) classes."""
+        """ε̂(x_t, t, y); t is a number or (B,); y is None (the null label), a class or (B,) classes."""
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         y = torch.as_tensor(NULL if y is None else y, device=x.device).expand(len(x))
         return self.net(x.contiguous(memory_format=torch.channels_last), t, y)
@@ -138,14 +141,14 @@ class DDPM(nn.Module):
         return (eps - self.eps(self.q_sample(x0, t, eps), t, y)).square().mean()
 
     def labels(self, y, n):
-        """y as (n,) classes: None draws them from p(y), uniform, or is the null label of an unconditional model."""
+        """y as (n,) classes; None draws them from p(y), uniform (in an unconditional model: NULL)."""
         if y is None and self.conditional:
             return torch.randint(10, (n,), device=self.beta.device)
         return torch.as_tensor(NULL if y is None else y, device=self.beta.device).expand(n)
 
     @torch.no_grad()
     def sample(self, n, y=None):
-        """Algorithm 2, T network calls: n images (n, 1, 28, 28) in [0, 1]; y is None, a class or (n,) classes."""
+        """Algorithm 2: n images (n, 1, 28, 28) in [0, 1], T network calls; y: None, a class or (n,)."""
         x, y = torch.randn(n, 1, 28, 28, device=self.beta.device), self.labels(y, n)
         for t in range(self.T, 0, -1):
             z = torch.randn_like(x) if t > 1 else 0
@@ -154,7 +157,7 @@ class DDPM(nn.Module):
         return (x.clamp(-1, 1) + 1) / 2
 
 def drop_labels(y, rate):
-    """Labels (B,), each replaced by the null label with probability `rate`: one network learns p(x | y) and p(x)."""
+    """Labels (B,), each the null label with probability `rate`: one network learns p(x | y) and p(x)."""
     return torch.where(torch.rand(len(y), device=y.device) < rate, NULL, y)
 
 # %% Training
@@ -163,11 +166,13 @@ def main(argv=None):
     x, y, x_test, y_test, run.source = mnist(run.stand_in)
     x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
     n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
-    run.baselines = {"untrained": 1.0}
+    run.baselines = {"independent pixels, bits/dim": independent_pixels(x[:n], x_test) / 784 / math.log(2)}
 
     torch.manual_seed(run.seed)
-    model = DDPM(run.channels, run.timesteps, run.label_dropout < 1).to(run.device, memory_format=torch.channels_last)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - 10 / run.steps)))  # over the last tenth
+    model = DDPM(run.channels, run.timesteps, run.label_dropout < 1)
+    model.to(run.device, memory_format=torch.channels_last)  # how convolutions are fastest
+    decay = max(0.0, 1 - 10 / run.steps)  # the EMA of the weights looks back over a tenth of the run
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
@@ -183,7 +188,8 @@ def main(argv=None):
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
                 validation = ema.module.loss(x[n:][:2000] / 127.5 - 1, y[n:][:2000]).item()
-            samples = ddim_sample(ema.module, 40, torch.arange(40) % 10, run.ddim_steps, run.guidance)
+            digit = torch.arange(40, device=run.device) % 10
+            samples = ddim_sample(ema.module, 40, digit, run.ddim_steps, run.guidance)
             run.save(validation, grid(samples, f"samples after {step:,} steps"))
     evaluate(run, ema.module, x_test, y_test, x[:n], y[:n])
 
@@ -221,20 +227,20 @@ def grid(images, title, cols=None, rows=None, columns=10):
 
 @torch.no_grad()
 def sample_quality(draw, x, y, y_test):
-    """Two scores of samples draw(n, y), each read as the class of the nearest of 10,000 training images x (uint8)."""
+    """Scores of 1,000 samples draw(n, y), classified as the nearest of 10,000 training images x (uint8)."""
     digit, near = torch.arange(1000, device=x.device) % 10, x[:10000].flatten(1) / 255
-    given, free = (y[torch.cdist(images.flatten(1), near).argmin(1)] for images in (draw(1000, digit), draw(1000)))
+    given, free = (y[torch.cdist(v.flatten(1), near).argmin(1)] for v in (draw(1000, digit), draw(1000)))
     shares, real = free.bincount(minlength=10) / 1000, y_test.bincount(minlength=10) / len(y_test)
-    return {"class accuracy of 1,000 samples, by nearest neighbour": (given == digit).float().mean().item(),
-            "total variation distance of classes, 1,000 unconditional samples": (shares - real).abs().sum().item() / 2}
+    return {"class accuracy by nearest neighbour, 1,000 samples": (given == digit).float().mean().item(),
+            "total variation distance of classes, 1,000 samples": (shares - real).abs().sum().item() / 2}
 
 # %% Evaluation: guidance, fast sampling, inpainting
 def guided_eps(model, x, t, y, w):
     """Classifier-free guidance (Ho & Salimans 2022, whose w is one less): ε̂(x_t) + w (ε̂(x_t, y) − ε̂(x_t))."""
     if y is None or w == 1:
         return model.eps(x, t, y)
-    conditional, unconditional = model.eps(x.repeat(2, 1, 1, 1), t, torch.cat([y, y * 0 + NULL])).chunk(2)
-    return unconditional + w * (conditional - unconditional)
+    given, null = model.eps(x.repeat(2, 1, 1, 1), t, torch.cat([y, torch.full_like(y, NULL)])).chunk(2)
+    return null + w * (given - null)
 
 def predict_x0(model, x, t, eps):
     """Equation 4 solved for x0, clamped to the range of pixels."""
@@ -247,24 +253,24 @@ def posterior(model, x0, x, t, s):
     return mean, (1 - a_s) / (1 - a_t) * (1 - alpha)
 
 def strides(T, steps):
-    """Pairs (t, s) from T down to 0 in at most `steps` strides, shorter near 0 (Song et al. 2021, appendix D.2)."""
+    """Pairs (t, s) from T down to 0 in at most `steps` strides, shorter near 0 (Song et al. 2021, D.2)."""
     times = (T * torch.linspace(1, 0, min(steps, T) + 1) ** 2).round().long().unique().flip(0).tolist()
     return list(zip(times, times[1:]))
 
 @torch.no_grad()
-def ddim(model, x, y=None, steps=15, w=2.0):
-    """From x_T to x_0 with no new noise: yields (t, x_t, predicted x0) (Song et al. 2021, eq. 12 with σ = 0)."""
+def ddim(model, x, y=None, steps=12, w=1.6):
+    """From x_T to x_0 with no new noise: yields (t, x_t, predicted x0) (Song et al. 2021, eq. 12, σ = 0)."""
     for t, s in strides(model.T, steps):
         x0 = predict_x0(model, x, t, guided_eps(model, x, t, y, w))
         yield t, x, x0
-        eps = (x - model.alpha_bar[t].sqrt() * x0) / (1 - model.alpha_bar[t]).sqrt()  # that fits the clamped x0
+        eps = (x - model.alpha_bar[t].sqrt() * x0) / (1 - model.alpha_bar[t]).sqrt()  # what fits this x0
         x = model.q_sample(x0, s, eps)
     yield 0, x, x
 
-def ddim_sample(model, n, y=None, steps=15, w=2.0):
+def ddim_sample(model, n, y=None, steps=12, w=1.6):
     """n images (n, 1, 28, 28) in [0, 1] as by `DDPM.sample`, in few steps; w is the weight of guidance."""
-    y, x = model.labels(y, n).split(250), torch.randn(n, 1, 28, 28, device=model.beta.device).split(250)
-    return torch.cat([[*ddim(model, *part, steps, w)][-1][1] for part in zip(x, y)]).clamp(-1, 1) / 2 + 0.5
+    x, y = torch.randn(n, 1, 28, 28, device=model.beta.device).split(250), model.labels(y, n).split(250)
+    return torch.cat([list(ddim(model, *part, steps, w))[-1][1] for part in zip(x, y)]).clamp(-1, 1) / 2 + 0.5
 
 @torch.no_grad()
 def ddim_encode(model, x, steps=100):
@@ -275,8 +281,8 @@ def ddim_encode(model, x, steps=100):
     return x
 
 @torch.no_grad()
-def inpaint(model, image, known, y=None, steps=250, w=2.0):
-    """Ancestral sampling that puts the known pixels of an image (B, 1, 28, 28) in [-1, 1], noised, in their place."""
+def inpaint(model, image, known, y=None, steps=250, w=1.6):
+    """Samples x_0 with the known pixels of `image` (B, 1, 28, 28) in [-1, 1], put in their place at every t."""
     x = torch.randn_like(image)
     for t, s in strides(model.T, steps):
         mean, var = posterior(model, predict_x0(model, x, t, guided_eps(model, x, t, y, w)), x, t, s)
@@ -296,66 +302,75 @@ def bound_term(model, x0, t, histogram, y=None):
         x0_hat = predict_x0(model, x, t + 1, model.eps(x, t + 1, y))
         (mean, var), (mean_hat, _) = (posterior(model, v, x, t + 1, t) for v in (x0, x0_hat))
         return ((mean - mean_hat) ** 2 / (2 * var)).flatten(1).sum(1)
-    # −log p(x0 | x_1) by Bayes' rule, p(x0 | x_1) ∝ h(x0) N(x_1; √ᾱ_1 x0, β_1) with h (256,) the training histogram
+    # −log p(x0 | x_1) by Bayes' rule: p ∝ h(x0) N(x_1; √ᾱ_1 x0, β_1), h (256,) the training pixels' histogram
     levels = torch.arange(256, device=x0.device) / 127.5 - 1
-    log_joint = histogram.log() - (x[..., None] - model.alpha_bar[1].sqrt() * levels) ** 2 / (2 * model.beta[1])
-    index = ((x0 + 1) * 127.5).round().long()[..., None]
-    return -log_joint.log_softmax(-1).gather(-1, index).flatten(1).sum(1)
+    log_likelihood = -(x[..., None] - model.alpha_bar[1].sqrt() * levels) ** 2 / (2 * model.beta[1])
+    log_p = (histogram.log() + log_likelihood).log_softmax(-1)
+    return -log_p.gather(-1, ((x0 + 1) * 127.5).round().long()[..., None]).flatten(1).sum(1)
 
 def elbo(model, x0, histogram, y=None):
     """A draw of the lower bound of log p(x0 | y) in nats, (B,), for images x0 as above."""
     return -sum(bound_term(model, x0, t, histogram, y) for t in range(model.T + 1))
 
+def independent_pixels(x, x_test):
+    """NLL in nats of uint8 images x_test, each pixel by how often it had each level in images x, plus 0.1."""
+    places = torch.arange(784, device=x.device) * 256
+    counts = (places + x.flatten(1)).flatten().bincount(minlength=784 * 256) + 0.1
+    return -(counts / (len(x) + 25.6)).log()[places + x_test.flatten(1)].sum(1).mean().item()
+
 @torch.no_grad()
 def evaluate(run, model, x, y, x_train, y_train):
-    """Figures and pictures of uint8 test images x of classes y, beside training images and their classes."""
+    """Figures and pictures of uint8 test images x of classes y; training images to compare with."""
     torch.manual_seed(1)
     counts, nats, w = x_train.flatten().bincount(minlength=256) + 1, 784 * math.log(2), run.guidance
-    print(f"the bound's {model.T + 1} terms, from 1,000 test digits for L_0, 16 for each other", flush=True)
+    print(f"the bound's {model.T + 1} terms: 1,000 test digits for L_0, 16 for each other", flush=True)
     draws = [bound_term(model, x[torch.randint(len(x), (1000 if t == 0 else 16,))] / 127.5 - 1, t,
                         counts / counts.sum()) / nats for t in range(model.T + 1)]
-    quality = [sample_quality(lambda *ny: ddim_sample(model, *ny, steps=run.ddim_steps, w=weight), x_train, y_train, y)
-               for weight in (w, 1)]
+    quality = [sample_quality(functools.partial(ddim_sample, model, steps=run.ddim_steps, w=weight),
+                              x_train, y_train, y) for weight in (w, 1)]
     run.report({
-        "test bound on the NLL, unconditional, bits/dim": sum(draw.mean() for draw in draws).item(),
+        "test NLL bound, unconditional, bits/dim": sum(draw.mean() for draw in draws).item(),
         "its standard error": sum(draw.var() / len(draw) for draw in draws).sqrt().item(),
-        "of it L_0": draws[0].mean().item()} | quality[0] | {"unguided: " + k: v for k, v in quality[1].items()})
+        "of it L_0": draws[0].mean().item()} | quality[0]
+        | {f"unguided: {name}": value for name, value in quality[1].items()})
 
     digit, names = torch.arange(10, device=x.device), list("0123456789")
-    x = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])] / 127.5 - 1  # the first test digit of each class
+    x = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])] / 127.5 - 1  # the first of each class
     noise, known = torch.randn_like(x), torch.arange(28, device=x.device).view(28, 1) < 14  # the upper half
     a = ddim_encode(model, x)
-    angle = F.cosine_similarity(a.flatten(1), a.roll(-1, 0).flatten(1)).acos().view(10, 1, 1, 1)
-    arc = [(((1 - u / 8) * angle).sin() * a + (u / 8 * angle).sin() * a.roll(-1, 0)) / angle.sin() for u in range(9)]
+    b, part = a.roll(-1, 0), [u / 8 for u in range(9)]
+    angle = F.cosine_similarity(a.flatten(1), b.flatten(1)).acos().view(10, 1, 1, 1)
+    arc = [(((1 - u) * angle).sin() * a + (u * angle).sin() * b) / angle.sin() for u in part]
     for name, title, rows, images in (
             ("steps", "one x_T in more and more DDIM steps", [1, 2, 3, 5, 10, 20, 50],
-             [[*ddim(model, noise, digit, n, w)][-1][1] for n in (1, 2, 3, 5, 10, 20, 50)]),
+             [list(ddim(model, noise, digit, n, w))[-1][1] for n in (1, 2, 3, 5, 10, 20, 50)]),
             ("guidance", "one x_T under more and more guidance", [0, 1, 2, 4, 8],
-             [[*ddim(model, noise, digit, 20, w)][-1][1] for w in (0, 1, 2, 4, 8)]),
-            ("inpainting", "the lower half of a test digit, inpainted three times", ["x", "known", 1, 2, 3],
-             [x, torch.where(known, x, 0), *(inpaint(model, x, known, digit, 250, w) for _ in range(3))]),
-            ("interpolation", "each test digit to the next, along great circles through the DDIM latents",
-             ["x", *(u / 8 for u in range(9))], [x, *([*ddim(model, z, None, 100)][-1][1] for z in arc)])):
+             [list(ddim(model, noise, digit, 20, w))[-1][1] for w in (0, 1, 2, 4, 8)]),
+            ("inpainting", "the lower half of a digit, inpainted three times", ["x", "known", 1, 2, 3],
+             [x, torch.where(known, x, 0), *(inpaint(model, x, known, digit, w=w) for _ in range(3))]),
+            ("interpolation", "to the next digit on a great circle through their DDIM latents", ["x", *part],
+             [x, *(list(ddim(model, z, None, 100))[-1][1] for z in arc)])):
         run.picture(f"{name}.png", grid(torch.cat(images).clamp(-1, 1) / 2 + 0.5, title, names, rows))
-    run.picture("samples.png", grid(ddim_sample(model, 100, digit.repeat(10), run.ddim_steps, w),
-                                    f"samples of each class: {run.ddim_steps} DDIM steps, guidance {w:g}", names))
-    run.picture("denoising.gif", *(
-        grid(torch.cat([x_t, x0]) / 2 + 0.5, f"t = {t}: x_t, and x0 as predicted from it", names, ["x_t", "x0"])
-        for t, x_t, x0 in ddim(model, noise, digit, 40, w)))
+    samples = ddim_sample(model, 100, digit.repeat(10), run.ddim_steps, w)
+    run.picture("samples.png", grid(samples, f"{run.ddim_steps} DDIM steps, guidance {w:g}", names))
+    run.picture("denoising.gif", *(grid(torch.cat([x_t, x0]) / 2 + 0.5, f"t = {t}", names, ["x_t", "x̂0"])
+                                   for t, x_t, x0 in ddim(model, noise, digit, 40, w)))
 
 # %% Notes
-# Differs from the paper: a small U-Net (0.3 M weights for 36 M) on patches of 2 x 2 pixels, without attention, whose
-# input is added to its output: @@. σ_t² = β_t in `sample`, β̃_t in the bound. L_0 by
-# Bayes' rule: @@.
+# Differs from the paper: a small U-Net (0.3 M weights for 36 M) on patches of 2 x 2 pixels, without
+# attention, whose input is added to its output: @@. σ_t² = β_t in `sample`, β̃_t in the bound. L_0 by Bayes'
+# rule: @@.
 #
 # Things to break:
 # 1. In `UNet.forward`, leave out "x +": @@
-# 2. In `DDPM`, put torch.linspace(0.1, 2, timesteps): x_T still shows the digit, but sampling starts from pure noise, and
-#    samples come out too dark.
-# 3. In `DDPM.sample`, leave out "if t > 1 else 0": noise is added after the last step, and digits come out grainy.
+# 2. In `DDPM`, put torch.linspace(0.1, 2, timesteps): x_T still shows the digit, but sampling starts from
+#    pure noise, and samples come out too dark.
+# 3. In `DDPM.sample`, leave out "if t > 1 else 0": noise is added after the last step, and digits come out
+#    grainy.
 #
-# References: DDIM: Song, Meng & Ermon 2021 (2010.02502); guidance: Ho & Salimans 2022 (2207.12598); scores: Song & Ermon
-# 2019 (1907.05600). Read before: vae.py, whose bound this is with T latents. Next: ebm.py, which learns log p itself.
+# References: DDIM: Song, Meng & Ermon 2021 (2010.02502); guidance: Ho & Salimans 2022 (2207.12598); scores:
+# Song & Ermon 2019 (1907.05600). Read before: vae.py, whose bound this is with T latents. Next: ebm.py, which
+# learns log p itself.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
@@ -366,15 +381,15 @@ class Run:
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
         devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         flags = SETTINGS | {
-            "seed": (0, "(seed, step) seeds each step", 0, 2**31 - 1), "out": (f"out/{NAME}", "output folder"),
+            "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
-            "stand_in": ("auto", "drawn data: auto (if real fail), always, never", "auto", "always", "never")}
+            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage=f"python {NAME}.py [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
-        parser.add_argument("--resume", action="store_true", help="go on with the run in --out, and its flags")
+        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
         for name, (default, text, *_) in flags.items():
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default,
-                                help=f"{text} ({default})")
+            flag = "--" + name.replace("_", "-")
+            parser.add_argument(flag, type=type(default), default=default, help=f"{text} ({default})")
         argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
         args, self.saved, self.stamp = parser.parse_args(argv), None, None
         if args.resume and (model := Path(args.out, "model.pt")).exists():
@@ -384,8 +399,8 @@ class Run:
         for name, (default, _, *limits) in flags.items():
             value, word = getattr(args, name), isinstance(default, str)
             if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
-                allowed = (", " if word else " to ").join(map(str, limits))
-                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {allowed}")
+                limits = (", " if word else " to ").join(map(str, limits))
+                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
         vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
         self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
@@ -398,12 +413,27 @@ class Run:
         return torch.autocast(kind, torch.bfloat16, enabled=bool(fast[kind]))
 
     def loop(self, **parts):
-        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, all that have a state_dict."""
+        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
+        def stop(*_):
+            self.stopped = True  # Ctrl-C: training ends after this step
         self.parts, self.losses, self.stopped = parts, [], False
         if self.saved:
-            self.restore(**self.saved)
+            source, state = self.saved["source"], self.saved["state"]
+            if source != self.source:
+                raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
+            self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
+            try:
+                for name, part in parts.items():
+                    if "last_epoch" in state[name]:  # a schedule: its place; --steps may be new
+                        state[name] = {"last_epoch": self.step, "_step_count": self.step + 1}
+                    if "param_groups" in state[name]:  # an optimiser: moments, rate; --lr may be new
+                        groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
+                        state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
+                    part.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
-        usual = signal.signal(signal.SIGINT, self.stop)
+        usual = signal.signal(signal.SIGINT, stop)
         try:
             while self.step < self.steps and not self.stopped:
                 self.step += 1
@@ -413,41 +443,23 @@ class Run:
             signal.signal(signal.SIGINT, usual)
         print(f"{self.step:,} steps done{', --resume goes on' * self.stopped}; now evaluating", flush=True)
 
-    def stop(self, *_):
-        self.stopped = True  # Ctrl-C: training ends after this step
-
-    def restore(self, source, step, seconds, curve, state, **_):
-        if source != self.source:
-            raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
-        self.step, self.seconds, self.curve = step, seconds, curve
-        try:
-            for name, part in self.parts.items():
-                if "last_epoch" in state[name]:  # a schedule: its place alone, as --steps may have changed
-                    state[name] = {"last_epoch": step, "_step_count": step + 1}
-                if "param_groups" in state[name]:  # an optimiser: moments and rate; the peak --lr may be new
-                    groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
-                    state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                part.load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise OSError(f"the run in {self.out} does not fit these flags: leave the model's alone") from error
-
     def log(self, loss):
         """Note the loss. True every 20 s and at the end, after a status line: it is time to save."""
         self.losses.append(loss.item())
         if not math.isfinite(self.losses[-1]):
-            raise FloatingPointError(f"loss not finite at step {self.step}: try a lower --lr; {Run.last_save}")
+            raise FloatingPointError(f"loss not finite at step {self.step}: lower --lr; {Run.last_save}")
         self.now = time.perf_counter()
         if self.now - self.kept < self.pause and self.step < self.steps and not self.stopped:
             return False
         self.seconds, recent = self.now - self.begun, self.losses[-100:]
         rate, left = self.step * self.batch_size / self.seconds, self.seconds * (self.steps / self.step - 1)
-        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} {ITEMS}/s"
-              f"  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
+        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} "
+              f"{ITEMS}/s  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
         torch.manual_seed(0)  # what is measured and drawn on the way has the same noise each time
         return True
 
     def save(self, validation, samples, **more):
-        """A point of the curve, with numbers of your own; the checkpoint model.pt; a figure as samples.png."""
+        """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
         training, self.losses = sum(self.losses) / len(self.losses), []
         self.curve.append({"step": self.step, "training": training, "validation": validation, **more})
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
@@ -465,7 +477,7 @@ class Run:
             there = name != "probe" and (model := self.out / "model.pt").exists()
             if there and model.stat().st_mtime_ns != self.stamp:
                 aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-                print(f"{self.out} holds another run: {'this' if self.stamp else 'that'} one moves to {aside}")
+                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
                 self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
             self.out.mkdir(parents=True, exist_ok=True)
             (part := self.out / f"{name}.part").write_bytes(blob)
@@ -491,18 +503,16 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in results.items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        threads, gpu = torch.get_num_threads(), "cuda" in self.device
+        gpu, cpu = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
         metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
                    "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else f"CPU, {threads} threads",
-                   "torch": torch.__version__, "curve": self.curve}
+                   "device": torch.cuda.get_device_name() if gpu else cpu, "torch": torch.__version__,
+                   "curve": self.curve}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
         figure = Figure(figsize=(6, 4), layout="constrained")
-        ax = figure.subplots()
-        for name in ("training", "validation"):
-            ax.plot([p["step"] for p in self.curve], [p[name] for p in self.curve], "o-", ms=3, label=name)
-        ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS)
-        ax.legend()
+        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
+        figure.subplots().plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        figure.axes[0].set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
         self.picture("curve.png", figure)
 
 if __name__ == "__main__":

@@ -4,29 +4,31 @@
 # ///
 """GAN: generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661).
 
-Two networks train each other, and nobody ever writes a likelihood down. The generator G turns noise z into an image;
-the discriminator D gives the probability that an image is real rather than generated. Each learns against the other:
+Two networks train each other, and nobody ever writes a likelihood down. The generator G turns noise z into an
+image; the discriminator D gives the probability that an image is real rather than generated. Each learns
+against the other:
 
     D minimises  −E log D(x) − E log(1 − D(G(z)))        2 ln 2 = 1.386 for a D that always answers 1/2
     G minimises  −E log D(G(z))                          the non-saturating loss
 
-The best D against a fixed G is p(x) / (p(x) + p_G(x)). There D's loss is 2 ln 2 − 2 JS(p, p_G), so that it measures the
-Jensen-Shannon divergence of data and samples, and the game is in equilibrium where p_G = p. The minimax game would have
-G minimise E log(1 − D(G(z))), which is flat just where D is sure, that is where G must learn; −log D is steep there, has
-the same equilibrium, but no longer descends JS.
+The best D against a fixed G is p(x) / (p(x) + p_G(x)). There D's loss is 2 ln 2 − 2 JS(p, p_G), so that it
+measures the Jensen-Shannon divergence of data and samples, and the game is in equilibrium where p_G = p. The
+minimax game would have G minimise E log(1 − D(G(z))), which is flat just where D is sure, that is where G
+must learn; −log D is steep there, has the same equilibrium, but no longer descends JS.
 
-What keeps it stable. D may grow as steep as it likes where it is sure, and the two chase each other in circles. R1 adds
-γ/2 · E‖∂D's logit / ∂x‖² at real digits: flat where the data are, so that near the equilibrium the two spiral inwards.
-Against mode collapse, a G that draws one digit that passes, D also sees the minibatch standard deviation, how much the
-images of a batch differ.
+What keeps it stable. D may grow as steep as it likes where it is sure, and the two chase each other in
+circles. R1 adds γ/2 · E‖∂D's logit / ∂x‖² at real digits: flat where the data are, so that near the
+equilibrium the two spiral inwards. Against mode collapse, a G that draws one digit that passes, D also sees
+the minibatch standard deviation, how much the images of a batch differ.
 
-How to read the losses. They do not fall: each is measured against an opponent that learns. D's is near 0 when D has won
-and G learns nothing, and near 1.386 when D cannot tell real from generated: because G is good, or because D is weak, or
-held flat by R1. If unseen digits score as generated ones do (picture `game`), D has memorised the training digits. Mode
-collapse does not show in the losses but in the samples: the same digit from every z, shares of the classes that are off.
+How to read the losses. They do not fall: each is measured against an opponent that learns. D's is near 0 when
+D has won and G learns nothing, and near 1.386 when D cannot tell real from generated: because G is good, or
+because D is weak, or held flat by R1. If unseen digits score as generated ones do (picture `game`), D has
+memorised the training digits. Mode collapse does not show in the losses but in the samples: the same digit
+from every z, shares of the classes that are off.
 
-Sampling: one pass. p(x): none, not even a bound; nothing but counting samples shows which digits G never draws. Latent:
-z, without an encoder. Good at: sharp samples, speed. Bad at: coverage, and being measured.
+Sampling: one pass. p(x): none, not even a bound; nothing but counting samples shows which digits G never
+draws. Latent: z, without an encoder. Good at: sharp samples, speed. Bad at: coverage, and being measured.
 
     @@COMMAND
 """
@@ -52,13 +54,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 NAME, LOSS, ITEMS = "gan", "discriminator loss, nats", "digits"
 NULL = 10  # the null label: no class given
 SETTINGS = {
-    "steps": (4800, "steps, each one of the discriminator and one of the generator", 1, 10**9),
+    "steps": (6000, "steps, each one of the discriminator and one of the generator", 1, 10**9),
     "batch_size": (64, "real digits per step, and as many generated ones", 2, 10**6),
     "lr": (1e-3, "peak learning rate of both Adams", 0, 10),
     "channels": (32, "feature maps at 14 x 14, twice as many at 7 x 7", 1, 10**4),
     "latent_dim": (64, "dimensions of the latent z", 1, 10**5),
     "gamma": (1.0, "weight of R1, the gradient penalty at real digits; 0 leaves it out", 0, 1000),
-    "label_dropout": (0.1, "share of digits trained under the null label; 1 trains the unconditional model", 0, 1),
+    "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
 }
 
 # %% Model: a generator that turns noise into digits, a discriminator that tells generated from real
@@ -80,14 +82,14 @@ class Generator(nn.Module):
         return self.net(torch.cat([z, e], 1)).float().sigmoid()
 
     def labels(self, y, n):
-        """y as (n,) classes: None draws them from p(y), uniform, or is the null label of an unconditional model."""
+        """y as (n,) classes; None draws them from p(y), uniform (in an unconditional model: NULL)."""
         if y is None and self.conditional:
             return torch.randint(10, (n,), device=self.label.weight.device)
         return torch.as_tensor(NULL if y is None else y, device=self.label.weight.device).expand(n)
 
     @torch.no_grad()
     def sample(self, n, y=None, z=None):
-        """n images (n, 1, 28, 28) in [0, 1]; y is None, a class or (n,) classes; z (n, Z) if you have your own."""
+        """n images (n, 1, 28, 28) in [0, 1]; y is None, a class or (n,) classes; z (n, Z), if given."""
         y = self.labels(y, n)
         return self(torch.randn(n, self.latent_dim, device=y.device) if z is None else z, y)
 
@@ -120,12 +122,12 @@ def generator_loss(fake):
     return F.softplus(-fake).mean()
 
 def r1_penalty(logits, x):
-    """E |d logit / dx|^2 over real images x (B, 1, 28, 28) (Mescheder, Geiger & Nowozin 2018, eq. 9 without gamma / 2)."""
+    """E ‖∂ logit / ∂x‖² over real images x (B, 1, 28, 28) (Mescheder et al. 2018, eq. 9 without γ / 2)."""
     gradient, = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
 
 def drop_labels(y, rate):
-    """Labels (B,), each replaced by the null label with probability `rate`: one network learns p(x | y) and p(x)."""
+    """Labels (B,), each the null label with probability `rate`: one network learns p(x | y) and p(x)."""
     return torch.where(torch.rand(len(y), device=y.device) < rate, NULL, y)
 
 # %% Training
@@ -137,9 +139,11 @@ def main(argv=None):
     run.baselines = {"a discriminator that answers 1/2": 2 * math.log(2)}
 
     torch.manual_seed(run.seed)
-    G = Generator(run.channels, run.latent_dim, run.label_dropout < 1).to(run.device, memory_format=torch.channels_last)
-    D = Discriminator(run.channels).to(run.device, memory_format=torch.channels_last)
-    ema = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - 10 / run.steps)))  # over the last tenth
+    G, D = Generator(run.channels, run.latent_dim, run.label_dropout < 1), Discriminator(run.channels)
+    for net in (G, D):
+        net.to(run.device, memory_format=torch.channels_last)  # how convolutions are fastest
+    decay = max(0.0, 1 - 10 / run.steps)  # the EMA of G's weights looks back over a tenth of the run
+    ema = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(decay))
     optimizer_G, optimizer_D = (
         torch.optim.Adam(net.parameters(), lr=run.lr, betas=(0.0, 0.99), fused=True) for net in (G, D))
     schedule_G, schedule_D = (torch.optim.lr_scheduler.OneCycleLR(
@@ -148,7 +152,7 @@ def main(argv=None):
     for step in run.loop(G=G, D=D, ema=ema, optimizer_G=optimizer_G, optimizer_D=optimizer_D,
                          schedule_G=schedule_G, schedule_D=schedule_D):
         i = torch.randint(n, (run.batch_size,), device=run.device)
-        labels, lazy = drop_labels(y[i], run.label_dropout), step % 4 == 0  # R1 at every 4th step, 4 times as strong
+        labels, lazy = drop_labels(y[i], run.label_dropout), step % 4 == 0  # R1: every 4th step, 4-fold
         real = (x[i] / 255).requires_grad_(lazy)
         with run.autocast():  # the discriminator's step
             fake = G(torch.randn(run.batch_size, run.latent_dim, device=run.device), labels)
@@ -172,11 +176,11 @@ def main(argv=None):
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
                 train, unseen = D(x[:1000] / 255, y[:1000]), D(x[n:][:1000] / 255, y[n:][:1000])
-                generated = D(ema.module.sample(1000, y[:1000]), y[:1000])
-            run.save(discriminator_loss(unseen, generated).item(),
-                     grid(ema.module.sample(40, torch.arange(40) % 10), f"samples after {step:,} steps"),
-                     **{name: logits.sigmoid().mean().item() for name, logits in (
-                         ("training digits", train), ("unseen digits", unseen), ("generated digits", generated))})
+                fake = D(ema.module.sample(1000, y[:1000]), y[:1000])
+            means = [logits.sigmoid().mean().item() for logits in (train, unseen, fake)]
+            samples = ema.module.sample(40, torch.arange(40) % 10)
+            run.save(discriminator_loss(unseen, fake).item(), grid(samples, f"samples after {step:,} steps"),
+                     D=means)  # on training, unseen and generated digits
     evaluate(run, ema.module, x_test, y_test, x[:n], y[:n])
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
@@ -213,64 +217,58 @@ def grid(images, title, cols=None, rows=None, columns=10):
 
 @torch.no_grad()
 def sample_quality(draw, x, y, y_test):
-    """Two scores of samples draw(n, y), each read as the class of the nearest of 10,000 training images x (uint8)."""
+    """Scores of 1,000 samples draw(n, y), classified as the nearest of 10,000 training images x (uint8)."""
     digit, near = torch.arange(1000, device=x.device) % 10, x[:10000].flatten(1) / 255
-    given, free = (y[torch.cdist(images.flatten(1), near).argmin(1)] for images in (draw(1000, digit), draw(1000)))
+    given, free = (y[torch.cdist(v.flatten(1), near).argmin(1)] for v in (draw(1000, digit), draw(1000)))
     shares, real = free.bincount(minlength=10) / 1000, y_test.bincount(minlength=10) / len(y_test)
-    return {"class accuracy of 1,000 samples, by nearest neighbour": (given == digit).float().mean().item(),
-            "total variation distance of classes, 1,000 unconditional samples": (shares - real).abs().sum().item() / 2}
-
-def nearest(images, x):
-    """For each image (B, 1, 28, 28) in [0, 1] the index (B,) of the nearest of uint8 images x."""
-    parts = [torch.cdist(images.flatten(1), part.flatten(1) / 255).min(1) for part in x.split(10000)]
-    distance, index = (torch.stack(v) for v in zip(*parts))
-    best = distance.argmin(0)
-    return best * 10000 + index.gather(0, best[None])[0]
+    return {"class accuracy by nearest neighbour, 1,000 samples": (given == digit).float().mean().item(),
+            "total variation distance of classes, 1,000 samples": (shares - real).abs().sum().item() / 2}
 
 @torch.no_grad()
 def evaluate(run, model, x, y, x_train, y_train):
-    """Figures and pictures: uint8 test images x of classes y, training images and their classes."""
+    """Figures and pictures: test classes y; uint8 training images and classes to compare with."""
     torch.manual_seed(1)
-    free, near = model.sample(2000), x_train[:10000]
-    shares = y_train[nearest(free, near)].bincount(minlength=10) / len(free)
+    digit, names, near = torch.arange(10, device=x.device), list("0123456789"), x_train[:10000]
+    samples, z = model.sample(100, digit.repeat(10)), torch.randn(8, model.latent_dim, device=x.device)
+
+    def nearest(images):
+        return torch.cdist(images.flatten(1), near.flatten(1) / 255).argmin(1)
+
+    shares = y_train[nearest(model.sample(2000))].bincount(minlength=10) / 2000
     real = y.bincount(minlength=10) / len(y)
     run.report({
         "discriminator loss on unseen digits, nats": run.curve[-1]["validation"],
-        "rarest class of 2,000 unconditional samples against its share": (shares / real).min().item(),
-        "commonest class of 2,000 unconditional samples against its share": (shares / real).max().item(),
+        "rarest class of 2,000 unconditional samples, against its share": (shares / real).min().item(),
+        "commonest class of 2,000 unconditional samples, against its share": (shares / real).max().item(),
     } | sample_quality(model.sample, x_train, y_train, y))
 
-    digit, names = torch.arange(10, device=x.device), list("0123456789")
-    samples = model.sample(100, digit.repeat(10))
     run.picture("samples.png", grid(samples, "samples of each class", names))
-    z = torch.randn(8, model.latent_dim, device=x.device)
-    run.picture("style.png", grid(model.sample(80, digit.repeat(8), z.repeat_interleave(10, 0)),
-                                  "one z a row, one class a column: z is the style", names))
-    run.picture("unconditional.png", grid(free[:100], "unconditional samples: y ~ p(y), then x ~ p(x | y)"))
-    walk = [model.sample(10, digit, z[k].lerp(z[(k + 1) % 8], u / 10).repeat(10, 1)) for k in range(8) for u in range(10)]
-    run.picture("interpolation.png", grid(torch.cat(walk[:11]), "from one z (top) to another (bottom), for each class",
-                                          names))
-    run.picture("interpolation.gif", *(grid(images, "walking through z, for each class", names) for images in walk))
-    copies = x_train[nearest(samples[:20], x_train)] / 255
+    styles = model.sample(80, digit.repeat(8), z.repeat_interleave(10, 0))
+    run.picture("style.png", grid(styles, "one z a row, one class a column: z is the style", names))
+    walk = [model.sample(10, digit, z[k].lerp(z[k - 1], u / 9).repeat(10, 1)) for k in range(8) for u in range(10)]
+    run.picture("interpolation.png", grid(torch.cat(walk[:11]), "from one z to another in each class", names))
+    run.picture("interpolation.gif", *(grid(images, "walking through z", names) for images in walk))
+    copies = near[nearest(samples[:20])] / 255
     run.picture("neighbours.png", grid(torch.cat([samples[:10], copies[:10], samples[10:20], copies[10:]]),
-                "samples and their nearest training digits: copies, or new?", names, ["sample", "nearest"] * 2))
+                                       "the nearest of 10,000 training digits: copied, or new?", names,
+                                       ["sample", "nearest"] * 2))
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name in ("training digits", "unseen digits", "generated digits"):
-        left.plot([p["step"] for p in run.curve], [p[name] for p in run.curve], "o-", ms=3, label=name)
-    left.set(title="the discriminator's mean D(x): 0.5 means it cannot tell", xlabel="step", ylabel="D(x)", ylim=(0, 1))
-    right.bar(names, 100 * shares.cpu(), label="2,000 unconditional samples, by nearest neighbour")
-    right.plot(names, 100 * real.cpu(), "_", color="black", ms=20, label="test digits")
-    right.set(title="how often each class comes", xlabel="class", ylabel="%")
-    left.legend(fontsize=8)
-    right.legend(fontsize=8)
+    left.plot([p["step"] for p in run.curve], [p["D"] for p in run.curve], "o-", ms=3, label=[
+        "training digits", "unseen digits", "generated digits"])
+    left.set(title="mean D(x): 0.5 means it cannot tell real from generated", xlabel="step", ylabel="D(x)")
+    left.legend()
+    right.bar(names, 100 * shares.cpu())
+    right.plot(names, 100 * real.cpu(), "_", color="black", ms=20)
+    right.set(title="classes of 2,000 samples, and of test digits (lines)", xlabel="class", ylabel="%")
     run.picture("game.png", figure)
 
 # %% Notes
-# Differs from the papers: DCGAN's convolutions (Radford, Metz & Chintala 2016, 1511.06434) at 28 x 28, without batch
-# normalisation; R1 (Mescheder, Geiger & Nowozin 2018, 1801.04406) at every fourth step with four times the weight; the
-# class by projection (Miyato & Koyama 2018, 1802.05637); minibatch standard deviation at the last layer (Karras et al.
-# 2018, 1710.10196); samples from an EMA of G's weights; D's output is a logit. `sample(n)` draws y ~ p(y) first.
+# Differs from the papers: DCGAN's convolutions (Radford, Metz & Chintala 2016, 1511.06434) at 28 x 28,
+# without batch normalisation; R1 (Mescheder, Geiger & Nowozin 2018, 1801.04406) at every fourth step with
+# four times the weight; the class by projection (Miyato & Koyama 2018, 1802.05637); minibatch standard
+# deviation at the last layer (Karras et al. 2018, 1710.10196); samples from an EMA of G's weights; D's output
+# is a logit. `sample(n)` draws y ~ p(y) first.
 #
 # Things to break:
 # 1. In `generator_loss`, return F.softplus(fake).mean(), a wrong sign: G helps D, whose loss falls to 0.
@@ -288,15 +286,15 @@ class Run:
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
         devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         flags = SETTINGS | {
-            "seed": (0, "(seed, step) seeds each step", 0, 2**31 - 1), "out": (f"out/{NAME}", "output folder"),
+            "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
-            "stand_in": ("auto", "drawn data: auto (if real fail), always, never", "auto", "always", "never")}
+            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage=f"python {NAME}.py [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
-        parser.add_argument("--resume", action="store_true", help="go on with the run in --out, and its flags")
+        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
         for name, (default, text, *_) in flags.items():
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default,
-                                help=f"{text} ({default})")
+            flag = "--" + name.replace("_", "-")
+            parser.add_argument(flag, type=type(default), default=default, help=f"{text} ({default})")
         argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
         args, self.saved, self.stamp = parser.parse_args(argv), None, None
         if args.resume and (model := Path(args.out, "model.pt")).exists():
@@ -306,8 +304,8 @@ class Run:
         for name, (default, _, *limits) in flags.items():
             value, word = getattr(args, name), isinstance(default, str)
             if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
-                allowed = (", " if word else " to ").join(map(str, limits))
-                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {allowed}")
+                limits = (", " if word else " to ").join(map(str, limits))
+                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
         vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
         self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
@@ -320,12 +318,27 @@ class Run:
         return torch.autocast(kind, torch.bfloat16, enabled=bool(fast[kind]))
 
     def loop(self, **parts):
-        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, all that have a state_dict."""
+        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
+        def stop(*_):
+            self.stopped = True  # Ctrl-C: training ends after this step
         self.parts, self.losses, self.stopped = parts, [], False
         if self.saved:
-            self.restore(**self.saved)
+            source, state = self.saved["source"], self.saved["state"]
+            if source != self.source:
+                raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
+            self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
+            try:
+                for name, part in parts.items():
+                    if "last_epoch" in state[name]:  # a schedule: its place; --steps may be new
+                        state[name] = {"last_epoch": self.step, "_step_count": self.step + 1}
+                    if "param_groups" in state[name]:  # an optimiser: moments, rate; --lr may be new
+                        groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
+                        state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
+                    part.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
-        usual = signal.signal(signal.SIGINT, self.stop)
+        usual = signal.signal(signal.SIGINT, stop)
         try:
             while self.step < self.steps and not self.stopped:
                 self.step += 1
@@ -335,41 +348,23 @@ class Run:
             signal.signal(signal.SIGINT, usual)
         print(f"{self.step:,} steps done{', --resume goes on' * self.stopped}; now evaluating", flush=True)
 
-    def stop(self, *_):
-        self.stopped = True  # Ctrl-C: training ends after this step
-
-    def restore(self, source, step, seconds, curve, state, **_):
-        if source != self.source:
-            raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
-        self.step, self.seconds, self.curve = step, seconds, curve
-        try:
-            for name, part in self.parts.items():
-                if "last_epoch" in state[name]:  # a schedule: its place alone, as --steps may have changed
-                    state[name] = {"last_epoch": step, "_step_count": step + 1}
-                if "param_groups" in state[name]:  # an optimiser: moments and rate; the peak --lr may be new
-                    groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
-                    state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                part.load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise OSError(f"the run in {self.out} does not fit these flags: leave the model's alone") from error
-
     def log(self, loss):
         """Note the loss. True every 20 s and at the end, after a status line: it is time to save."""
         self.losses.append(loss.item())
         if not math.isfinite(self.losses[-1]):
-            raise FloatingPointError(f"loss not finite at step {self.step}: try a lower --lr; {Run.last_save}")
+            raise FloatingPointError(f"loss not finite at step {self.step}: lower --lr; {Run.last_save}")
         self.now = time.perf_counter()
         if self.now - self.kept < self.pause and self.step < self.steps and not self.stopped:
             return False
         self.seconds, recent = self.now - self.begun, self.losses[-100:]
         rate, left = self.step * self.batch_size / self.seconds, self.seconds * (self.steps / self.step - 1)
-        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} {ITEMS}/s"
-              f"  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
+        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} "
+              f"{ITEMS}/s  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
         torch.manual_seed(0)  # what is measured and drawn on the way has the same noise each time
         return True
 
     def save(self, validation, samples, **more):
-        """A point of the curve, with numbers of your own; the checkpoint model.pt; a figure as samples.png."""
+        """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
         training, self.losses = sum(self.losses) / len(self.losses), []
         self.curve.append({"step": self.step, "training": training, "validation": validation, **more})
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
@@ -387,7 +382,7 @@ class Run:
             there = name != "probe" and (model := self.out / "model.pt").exists()
             if there and model.stat().st_mtime_ns != self.stamp:
                 aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-                print(f"{self.out} holds another run: {'this' if self.stamp else 'that'} one moves to {aside}")
+                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
                 self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
             self.out.mkdir(parents=True, exist_ok=True)
             (part := self.out / f"{name}.part").write_bytes(blob)
@@ -413,18 +408,16 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in results.items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        threads, gpu = torch.get_num_threads(), "cuda" in self.device
+        gpu, cpu = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
         metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
                    "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else f"CPU, {threads} threads",
-                   "torch": torch.__version__, "curve": self.curve}
+                   "device": torch.cuda.get_device_name() if gpu else cpu, "torch": torch.__version__,
+                   "curve": self.curve}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
         figure = Figure(figsize=(6, 4), layout="constrained")
-        ax = figure.subplots()
-        for name in ("training", "validation"):
-            ax.plot([p["step"] for p in self.curve], [p[name] for p in self.curve], "o-", ms=3, label=name)
-        ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS)
-        ax.legend()
+        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
+        figure.subplots().plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        figure.axes[0].set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
         self.picture("curve.png", figure)
 
 if __name__ == "__main__":

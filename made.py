@@ -4,25 +4,25 @@
 # ///
 """MADE: masked autoencoder for distribution estimation (Germain et al. 2015, arXiv:1502.03509).
 
-An image x of D binary pixels has a probability that is a product of D factors, one for each pixel, each conditioned on
-the pixels before it (and on the class y, where it is given):
+An image x of D binary pixels has a probability that is a product of D factors, one for each pixel, each
+conditioned on the pixels before it (and on the class y, where it is given):
 
-    log p(x | y) = Σ_i log p(x_i | x_1, …, x_{i−1}, y)        the chain rule: exact, in any ordering of the pixels
+    log p(x | y) = Σ_i log p(x_i | x_1, …, x_{i−1}, y)        the chain rule, in any ordering of the pixels
 
-A plain network with D inputs and D outputs could compute all D factors in one pass, if only output i depended on the
-inputs before i alone. So give every unit a degree. Pixel i has degree i; a hidden unit of degree m may be connected to
-units of degree m or less; output i to hidden units of degrees below i. Along any path j ≤ m ≤ m′ < i, so no path leads
-from pixel j to output i unless j < i. Multiply each weight matrix W by a mask M of zeros and ones that says so, W ⊙ M.
-That is all.
+A plain network with D inputs and D outputs could compute all D factors in one pass, if only output i depended
+on the inputs before i alone. So give every unit a degree. Pixel i has degree i; a hidden unit of degree m may
+be connected to units of degree m or less; output i to hidden units of degrees below i. Along any path j ≤ m ≤
+m′ < i, so no path leads from pixel j to output i unless j < i. Multiply each weight matrix W by a mask M of
+zeros and ones that says so, W ⊙ M. That is all.
 
-Training: minimise the negative log-likelihood (NLL) −log p(x | y), binary cross-entropy summed over the pixels, in nats.
-Sampling: pixel after pixel. p(x): exact. Latent: none. Good at: likelihoods, fast and honest. Bad at: sharp shapes; the
-network knows nothing of rows, columns and strokes.
+Training: minimise the negative log-likelihood (NLL) −log p(x | y), binary cross-entropy summed over the
+pixels, in nats. Sampling: pixel after pixel. p(x): exact. Latent: none. Good at: likelihoods, fast and
+honest. Bad at: sharp shapes; the network knows nothing of rows, columns and strokes.
 
-Label dropout: a tenth of the digits carry the null label in place of y, so one network gives p(x | y) and p(x). The
-mixture p(x) = Σ_y p(y) p(x | y), marginal over the classes, is exact too, fits better, and classifies digits by Bayes'
-rule. With --orderings K, the masks of K orderings are trained in turn and log p(x) = log (1/K) Σ_k p_k(x): likelihoods
-are averaged, never logits.
+Label dropout: a tenth of the digits carry the null label in place of y, so one network gives p(x | y) and
+p(x). The mixture p(x) = Σ_y p(y) p(x | y), marginal over the classes, is exact too, fits better, and
+classifies digits by Bayes' rule. With --orderings K, the masks of K orderings are trained in turn and log
+p(x) = log (1/K) Σ_k p_k(x): likelihoods are averaged, never logits.
 
     @@COMMAND
 """
@@ -47,13 +47,13 @@ from torch import nn
 NAME, LOSS, ITEMS = "made", "NLL, nats", "digits"
 NULL = 10  # the null label: no class given
 SETTINGS = {
-    "steps": (8000, "optimiser steps", 1, 10**9),
+    "steps": (12000, "optimiser steps", 1, 10**9),
     "batch_size": (256, "digits per step", 1, 10**6),
     "lr": (4e-3, "peak learning rate of Adam", 0, 10),
     "hidden": (1024, "units in a hidden layer", 1, 10**5),
     "layers": (2, "hidden layers", 1, 100),
-    "orderings": (1, "orderings of the pixels: 1 is row by row; more are trained in turn, as an ensemble", 1, 1000),
-    "label_dropout": (0.1, "share of digits trained under the null label; 1 trains the unconditional model", 0, 1),
+    "orderings": (1, "orderings of the pixels: 1 is row by row, more are an ensemble", 1, 1000),
+    "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
 }
 
 # %% Model: a plain network whose weights are multiplied by masks of zeros and ones
@@ -62,10 +62,11 @@ class MADE(nn.Module):
 
     def __init__(self, D=784, hidden=1024, layers=2, orderings=1, conditional=True):
         super().__init__()
-        self.D, self.orderings, self.conditional, sizes = D, orderings, conditional, [D] + [hidden] * layers
+        self.D, self.orderings, self.conditional = D, orderings, conditional
+        sizes = [D] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         self.out, self.direct = nn.Linear(hidden, D), nn.Linear(D, D, bias=False)  # direct: pixels to logits
-        self.label = nn.ModuleList(nn.Embedding(11, size) for size in (*sizes[1:], D))  # a bias for each class
+        self.label = nn.ModuleList(nn.Embedding(11, size) for size in (*sizes[1:], D))  # a bias a class
         for layer in (self.out, self.direct, *self.label):
             nn.init.zeros_(layer.weight)  # an untrained model gives each pixel 1/2: 784 ln 2 nats
         nn.init.zeros_(self.out.bias)
@@ -77,7 +78,7 @@ class MADE(nn.Module):
             self.register_buffer(f"mask_{k}_direct", (pixel[:, None] > pixel).float(), persistent=False)
 
     def degrees(self, k):
-        """Degrees of the pixels, 1..D in ordering k, and of each hidden layer's units, spread evenly over 1..D - 1."""
+        """Degrees in ordering k: of pixels, 1..D, and of each hidden layer's units, spread over 1..D − 1."""
         order = torch.arange(self.D)
         if k > 0:
             order = torch.randperm(self.D, generator=torch.Generator().manual_seed(k))
@@ -85,10 +86,10 @@ class MADE(nn.Module):
         return [order.argsort() + 1] + [units] * len(self.hidden)
 
     def weights(self, k):
-        """The masked weights W * M of ordering k: of the hidden layers, of the output, of the direct connections."""
+        """The masked weights W ⊙ M of ordering k: hidden layers, output, direct connections."""
         hidden = [layer.weight * self.get_buffer(f"mask_{k}_{i}") for i, layer in enumerate(self.hidden)]
-        out, direct = (getattr(self, name).weight * self.get_buffer(f"mask_{k}_{name}") for name in ("out", "direct"))
-        return hidden, out, direct
+        out = self.out.weight * self.get_buffer(f"mask_{k}_out")
+        return hidden, out, self.direct.weight * self.get_buffer(f"mask_{k}_direct")
 
     def biases(self, y, n):
         """For each layer the bias of n images (n, units), the class's part included; y as in `sample`."""
@@ -100,12 +101,12 @@ class MADE(nn.Module):
         (hidden, out, direct), (*b, b_out) = self.weights(k), self.biases(y, len(x))
         h = F.relu(F.linear(x, hidden[0]) + b[0])
         for weight, bias in zip(hidden[1:], b[1:]):
-            h = h + F.relu(F.linear(h, weight) + bias)  # residual: a unit keeps its degree from layer to layer
+            h = h + F.relu(F.linear(h, weight) + bias)  # residual: units keep their degrees
         return F.linear(h, out) + F.linear(x, direct) + b_out
 
     def log_prob(self, x, y=None, k=None):
-        """log p(x | y), exact, of binary images x (B, 1, 28, 28): nats (B,). Of ordering k, or of the ensemble of
-        all: the log of the mean of their likelihoods. y is None (unconditional), a class or (B,) classes."""
+        """log p(x | y) of binary images x (B, 1, 28, 28), exact: nats (B,). In ordering k, or by the ensemble:
+        the log of the mean of all likelihoods. y is None (the null label), a class or (B,) classes."""
         x, log_probs = x.flatten(1), []
         for ordering in range(self.orderings) if k is None else [k]:
             logits = self(x, y, ordering).to(self.out.bias.dtype)
@@ -113,17 +114,18 @@ class MADE(nn.Module):
         return torch.stack(log_probs).logsumexp(0) - math.log(len(log_probs))
 
     def labels(self, y, n):
-        """y as (n,) classes: None draws them from p(y), uniform, or is the null label of an unconditional model."""
+        """y as (n,) classes; None draws them from p(y), uniform (in an unconditional model: NULL)."""
         if y is None and self.conditional:
             return torch.randint(10, (n,), device=self.out.bias.device)
         return torch.as_tensor(NULL if y is None else y, device=self.out.bias.device).expand(n)
 
     @torch.no_grad()
     def sample(self, n, y=None, given=None, k=0, frames=None):
-        """n binary images (n, 1, 28, 28), pixel by pixel; y is None, a class or (n,) classes. A unit of degree m needs
-        the first m pixels and never changes again, so each is computed once: one pass's work for all 784 pixels.
-        `given` (n, g) fixes the first g pixels; the list `frames` collects the images after each row."""
-        (hidden, out, direct), (*b, b_out), (pixel, *units) = self.weights(k), self.biases(self.labels(y, n), n), self.degrees(k)
+        """n binary images (n, 1, 28, 28), pixel by pixel; y is None, a class or (n,) classes. Units of degree m
+        need the first m pixels alone, so each is computed once: the work of one pass. `given` (n, g) are the
+        first g pixels, if known; the list `frames` collects the images after each row."""
+        (hidden, out, direct), (pixel, *units) = self.weights(k), self.degrees(k)
+        *b, b_out = self.biases(self.labels(y, n), n)
         x, h = torch.zeros_like(b_out), [torch.zeros_like(bias) for bias in b]
         for step, i in enumerate(pixel.argsort().tolist()):
             p = (h[-1] @ out[i] + x @ direct[i] + b_out[:, i]).sigmoid()
@@ -141,12 +143,12 @@ class MADE(nn.Module):
         return x.view(n, 1, 28, 28)
 
 def binarise(x, seed=None):
-    """A Bernoulli draw of each pixel of uint8 images, with its grey value as probability; the same for one seed."""
+    """A Bernoulli draw of each pixel of uint8 images, its grey value the probability; `seed` fixes it."""
     generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
     return (torch.rand(x.shape, device=x.device, generator=generator) * 255 < x).float()
 
 def drop_labels(y, rate):
-    """Labels (B,), each replaced by the null label with probability `rate`: one network learns p(x | y) and p(x)."""
+    """Labels (B,), each the null label with probability `rate`: one network learns p(x | y) and p(x)."""
     return torch.where(torch.rand(len(y), device=y.device) < rate, NULL, y)
 
 # %% Training
@@ -156,7 +158,7 @@ def main(argv=None):
     x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
     n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
     x_valid, y_valid, x_test = binarise(x[n:], seed=0), y[n:], binarise(x_test, seed=1)
-    run.baselines = {"untrained": 784 * math.log(2), "independent pixels": bernoulli_baseline(x[:n], x_test)}
+    run.baselines = {"untrained": 784 * math.log(2), "independent pixels": independent_pixels(x[:n], x_test)}
 
     torch.manual_seed(run.seed)
     model = MADE(784, run.hidden, run.layers, run.orderings, run.label_dropout < 1).to(run.device)
@@ -166,7 +168,8 @@ def main(argv=None):
     for step in run.loop(model=model, optimizer=optimizer, schedule=schedule):
         i = torch.randint(n, (run.batch_size,), device=run.device)
         with run.autocast():
-            loss = -model.log_prob(binarise(x[i]), drop_labels(y[i], run.label_dropout), step % run.orderings).mean()
+            labels = drop_labels(y[i], run.label_dropout)
+            loss = -model.log_prob(binarise(x[i]), labels, step % run.orderings).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -174,7 +177,8 @@ def main(argv=None):
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
                 validation = -model.log_prob(x_valid, y_valid).mean().item()
-            run.save(validation, grid(model.sample(40, torch.arange(40) % 10), f"samples after {step:,} steps"))
+            samples = model.sample(40, torch.arange(40) % 10)
+            run.save(validation, grid(samples, f"samples after {step:,} steps"))
     evaluate(run, model, x_test, y_test, x[:n], y[:n])
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
@@ -211,73 +215,64 @@ def grid(images, title, cols=None, rows=None, columns=10):
 
 @torch.no_grad()
 def sample_quality(draw, x, y, y_test):
-    """Two scores of samples draw(n, y), each read as the class of the nearest of 10,000 training images x (uint8)."""
+    """Scores of 1,000 samples draw(n, y), classified as the nearest of 10,000 training images x (uint8)."""
     digit, near = torch.arange(1000, device=x.device) % 10, x[:10000].flatten(1) / 255
-    given, free = (y[torch.cdist(images.flatten(1), near).argmin(1)] for images in (draw(1000, digit), draw(1000)))
+    given, free = (y[torch.cdist(v.flatten(1), near).argmin(1)] for v in (draw(1000, digit), draw(1000)))
     shares, real = free.bincount(minlength=10) / 1000, y_test.bincount(minlength=10) / len(y_test)
-    return {"class accuracy of 1,000 samples, by nearest neighbour": (given == digit).float().mean().item(),
-            "total variation distance of classes, 1,000 unconditional samples": (shares - real).abs().sum().item() / 2}
+    return {"class accuracy by nearest neighbour, 1,000 samples": (given == digit).float().mean().item(),
+            "total variation distance of classes, 1,000 samples": (shares - real).abs().sum().item() / 2}
 
-def bernoulli_baseline(x, x_test):
-    """NLL in nats of binary images x_test, each pixel on its own, as often 1 as in uint8 images x."""
-    logits = (x.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).logit()
-    return 784 * F.binary_cross_entropy_with_logits(logits.expand_as(x_test), x_test).item()
+def independent_pixels(x, x_test):
+    """NLL in nats of binary images x_test if each pixel were independent, as often 1 as in uint8 images x."""
+    logits = (x.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).logit().expand_as(x_test)
+    return 784 * F.binary_cross_entropy_with_logits(logits, x_test).item()
 
 @torch.no_grad()
 def evaluate(run, model, x, y, x_train, y_train):
-    """Figures and pictures of binary test images x of classes y, beside uint8 training images and their classes."""
+    """Figures and pictures of binary test images x of classes y; uint8 training images to compare with."""
     torch.manual_seed(1)
     by_class = torch.stack([-model.log_prob(x, digit) for digit in range(10)])  # NLL (10, N)
-    conditional, null = by_class.gather(0, y[None])[0], -model.log_prob(x)
     marginal = math.log(10) - (-by_class).logsumexp(0)  # p(x) = Σ_y p(y) p(x | y)
     run.report({
-        "test NLL, conditional, nats": conditional.mean().item(),
+        "test NLL, conditional, nats": by_class.gather(0, y[None]).mean().item(),
         "test NLL, marginal over the classes, nats": marginal.mean().item(),
         "its standard error": (marginal.std() / len(x) ** 0.5).item(),
-        "test NLL, unconditional, nats": null.mean().item(),
+        "test NLL, unconditional, nats": -model.log_prob(x).mean().item(),
         "test digits classified by Bayes' rule": (by_class.argmin(0) == y).float().mean().item(),
     } | sample_quality(model.sample, x_train, y_train, y))
 
     digit, names, frames = torch.arange(10, device=x.device), list("0123456789"), []
-    x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
-    run.picture("samples.png", grid(model.sample(100, digit.repeat(10), frames=frames), "samples of each class", names))
+    samples = model.sample(100, digit.repeat(10), frames=frames)
+    run.picture("samples.png", grid(samples, "samples of each class", names))
     run.picture("pixel_by_pixel.gif", *(grid(frame[:40], f"{28 * row + 28} of 784 pixels drawn", names)
                                         for row, frame in enumerate(frames)))
+    x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
     half = x10.flatten(1)[:, :392]
-    completed = [model.sample(10, digit, given=half) for _ in range(4)]
-    run.picture("completion.png", grid(torch.cat([x10, F.pad(half, (0, 392)).view_as(x10), *completed]), "the lower "
-                "half of a test digit, drawn four times", names, ["x", "given", 1, 2, 3, 4]))
-    order = conditional.argsort()
-    run.picture("likely.png", grid(x[torch.cat([order[:20], order[-20:]])], "test digits with the lowest and highest "
-                f"NLL, {conditional.min():.0f} to {conditional.max():.0f} nats", None, ["low", "", "high", ""]))
-    figure = Figure(figsize=(11, 6.6), layout="constrained")
-    above, below = figure.subplots(2, 3)
-    for ax, mask, title in zip(above, ("mask_0_0", "mask_0_out", "mask_0_direct"), (
-            "pixels to hidden units", "last hidden units to logits", "pixels to logits")):
-        ax.imshow(model.get_buffer(mask).cpu(), cmap="gray_r", aspect="auto", interpolation="nearest")
-        ax.set(title=f"mask from {title}", xlabel="from", ylabel="to")
-    for ax, pixel in zip(below, (14 * 28 + 10, 14 * 28 + 14, 20 * 28 + 12)):
-        with torch.enable_grad():
-            images = x[:200].flatten(1).requires_grad_()
-            gradient, = torch.autograd.grad(model(images)[:, pixel].sum(), images)
-        ax.imshow(gradient.abs().mean(0).view(28, 28).cpu(), cmap="magma")
-        ax.plot(pixel % 28, pixel // 28, "s", mfc="none", mec="cyan")
-        ax.set(title=f"mean |∂ logit / ∂ pixel| of the logit at row {pixel // 28}, column {pixel % 28}", xticks=[], yticks=[])
+    rows = [x10, F.pad(half, (0, 392)).view_as(x10), *(model.sample(10, digit, half) for _ in range(4))]
+    run.picture("completion.png", grid(torch.cat(rows), "the lower half of a digit, sampled four times", names,
+                                       ["x", "given", 1, 2, 3, 4]))
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure.suptitle("the masks: black weights are kept")
+    for ax, name, ends in zip(figure.subplots(1, 3), ("0", "out", "direct"), (
+            ("pixel", "hidden unit"), ("hidden unit", "logit"), ("pixel", "logit"))):
+        ax.imshow(model.get_buffer(f"mask_0_{name}").cpu(), cmap="gray_r", aspect="auto")
+        ax.set(xlabel=f"from {ends[0]}", ylabel=f"to {ends[1]}")
     run.picture("masks.png", figure)
 
 # %% Notes
-# Differs from the paper: digits are binarised afresh for every batch, not once; degrees are spread evenly, not drawn, and
-# are the same in all orderings; the second hidden layer adds to the first (residual, as in Nash & Durkan 2019,
-# 1904.05626); Adam with one cycle of the learning rate; a class, as a bias of each layer. `sample(n)` draws y ~ p(y)
-# first: its NLL is the marginal one.
+# Differs from the paper: digits are binarised afresh for every batch, not once; degrees are spread evenly,
+# not drawn, and are the same in all orderings; the second hidden layer adds to the first (residual, as in
+# Nash & Durkan 2019, 1904.05626); Adam with one cycle of the learning rate; a class, as a bias of each layer.
+# `sample(n)` draws y ~ p(y) first: its NLL is the marginal one.
 #
 # Things to break:
-# 1. In `__init__`, make the direct mask >= for >: a pixel sees itself, the loss falls towards 0, samples are noise.
+# 1. In `__init__`, make the direct mask >= for >: a pixel sees itself, the loss falls towards 0, samples are
+#    noise.
 # 2. In `main`, put (x[i] > 127).float() for binarise(x[i]): training falls far below validation.
 # 3. Set --label-dropout 1: samples ignore the class, Bayes' rule finds one digit in ten.
 #
-# References: NADE: Larochelle & Murray 2011. Read before: nothing. Next: char_rnn.py, the chain rule for text, or
-# pixelcnn.py, which knows rows and columns.
+# References: NADE: Larochelle & Murray 2011. Read before: nothing. Next: char_rnn.py, the chain rule for
+# text, or pixelcnn.py, which knows rows and columns.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
@@ -288,15 +283,15 @@ class Run:
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
         devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         flags = SETTINGS | {
-            "seed": (0, "(seed, step) seeds each step", 0, 2**31 - 1), "out": (f"out/{NAME}", "output folder"),
+            "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
-            "stand_in": ("auto", "drawn data: auto (if real fail), always, never", "auto", "always", "never")}
+            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage=f"python {NAME}.py [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
-        parser.add_argument("--resume", action="store_true", help="go on with the run in --out, and its flags")
+        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
         for name, (default, text, *_) in flags.items():
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default,
-                                help=f"{text} ({default})")
+            flag = "--" + name.replace("_", "-")
+            parser.add_argument(flag, type=type(default), default=default, help=f"{text} ({default})")
         argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
         args, self.saved, self.stamp = parser.parse_args(argv), None, None
         if args.resume and (model := Path(args.out, "model.pt")).exists():
@@ -306,8 +301,8 @@ class Run:
         for name, (default, _, *limits) in flags.items():
             value, word = getattr(args, name), isinstance(default, str)
             if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
-                allowed = (", " if word else " to ").join(map(str, limits))
-                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {allowed}")
+                limits = (", " if word else " to ").join(map(str, limits))
+                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
         vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
         self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
@@ -320,12 +315,27 @@ class Run:
         return torch.autocast(kind, torch.bfloat16, enabled=bool(fast[kind]))
 
     def loop(self, **parts):
-        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, all that have a state_dict."""
+        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
+        def stop(*_):
+            self.stopped = True  # Ctrl-C: training ends after this step
         self.parts, self.losses, self.stopped = parts, [], False
         if self.saved:
-            self.restore(**self.saved)
+            source, state = self.saved["source"], self.saved["state"]
+            if source != self.source:
+                raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
+            self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
+            try:
+                for name, part in parts.items():
+                    if "last_epoch" in state[name]:  # a schedule: its place; --steps may be new
+                        state[name] = {"last_epoch": self.step, "_step_count": self.step + 1}
+                    if "param_groups" in state[name]:  # an optimiser: moments, rate; --lr may be new
+                        groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
+                        state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
+                    part.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
-        usual = signal.signal(signal.SIGINT, self.stop)
+        usual = signal.signal(signal.SIGINT, stop)
         try:
             while self.step < self.steps and not self.stopped:
                 self.step += 1
@@ -335,41 +345,23 @@ class Run:
             signal.signal(signal.SIGINT, usual)
         print(f"{self.step:,} steps done{', --resume goes on' * self.stopped}; now evaluating", flush=True)
 
-    def stop(self, *_):
-        self.stopped = True  # Ctrl-C: training ends after this step
-
-    def restore(self, source, step, seconds, curve, state, **_):
-        if source != self.source:
-            raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
-        self.step, self.seconds, self.curve = step, seconds, curve
-        try:
-            for name, part in self.parts.items():
-                if "last_epoch" in state[name]:  # a schedule: its place alone, as --steps may have changed
-                    state[name] = {"last_epoch": step, "_step_count": step + 1}
-                if "param_groups" in state[name]:  # an optimiser: moments and rate; the peak --lr may be new
-                    groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
-                    state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                part.load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise OSError(f"the run in {self.out} does not fit these flags: leave the model's alone") from error
-
     def log(self, loss):
         """Note the loss. True every 20 s and at the end, after a status line: it is time to save."""
         self.losses.append(loss.item())
         if not math.isfinite(self.losses[-1]):
-            raise FloatingPointError(f"loss not finite at step {self.step}: try a lower --lr; {Run.last_save}")
+            raise FloatingPointError(f"loss not finite at step {self.step}: lower --lr; {Run.last_save}")
         self.now = time.perf_counter()
         if self.now - self.kept < self.pause and self.step < self.steps and not self.stopped:
             return False
         self.seconds, recent = self.now - self.begun, self.losses[-100:]
         rate, left = self.step * self.batch_size / self.seconds, self.seconds * (self.steps / self.step - 1)
-        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} {ITEMS}/s"
-              f"  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
+        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} "
+              f"{ITEMS}/s  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
         torch.manual_seed(0)  # what is measured and drawn on the way has the same noise each time
         return True
 
     def save(self, validation, samples, **more):
-        """A point of the curve, with numbers of your own; the checkpoint model.pt; a figure as samples.png."""
+        """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
         training, self.losses = sum(self.losses) / len(self.losses), []
         self.curve.append({"step": self.step, "training": training, "validation": validation, **more})
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
@@ -387,7 +379,7 @@ class Run:
             there = name != "probe" and (model := self.out / "model.pt").exists()
             if there and model.stat().st_mtime_ns != self.stamp:
                 aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-                print(f"{self.out} holds another run: {'this' if self.stamp else 'that'} one moves to {aside}")
+                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
                 self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
             self.out.mkdir(parents=True, exist_ok=True)
             (part := self.out / f"{name}.part").write_bytes(blob)
@@ -413,18 +405,16 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in results.items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        threads, gpu = torch.get_num_threads(), "cuda" in self.device
+        gpu, cpu = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
         metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
                    "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else f"CPU, {threads} threads",
-                   "torch": torch.__version__, "curve": self.curve}
+                   "device": torch.cuda.get_device_name() if gpu else cpu, "torch": torch.__version__,
+                   "curve": self.curve}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
         figure = Figure(figsize=(6, 4), layout="constrained")
-        ax = figure.subplots()
-        for name in ("training", "validation"):
-            ax.plot([p["step"] for p in self.curve], [p[name] for p in self.curve], "o-", ms=3, label=name)
-        ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS)
-        ax.legend()
+        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
+        figure.subplots().plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        figure.axes[0].set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
         self.picture("curve.png", figure)
 
 if __name__ == "__main__":

@@ -4,27 +4,31 @@
 # ///
 """VAE: the variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114).
 
-A latent variable model generates an image x in two steps. First a latent vector z is drawn from a fixed prior; then a
-network, the decoder, turns z into the probability of a foreground pixel at each of 784 places. With the class y given:
+A latent variable model generates an image x in two steps. First a latent vector z is drawn from a fixed
+prior; then a network, the decoder, turns z into the probability of a foreground pixel at each of 784 places.
+With the class y given:
 
-    p(z) = N(0, I)        p(x | z, y) = Π_i Bernoulli(x_i; decode(z, y)_i)        p(x | y) = ∫ p(x | z, y) p(z) dz
+    p(z) = N(0, I),   p(x | z, y) = Π_i Bernoulli(x_i; decode(z, y)_i),   p(x | y) = ∫ p(x | z, y) p(z) dz
 
-The integral has no closed form, and drawing z at random hardly ever meets one that could have made this x. So a second
-network, the encoder, learns where to look: q(z | x, y) = N(μ, σ²), the approximate posterior. For any q, by Jensen's
-inequality, the evidence lower bound (ELBO) holds:
+The integral has no closed form, and drawing z at random hardly ever meets one that could have made this x. So
+a second network, the encoder, learns where to look: q(z | x, y) = N(μ, σ²), the approximate posterior. For
+any q, by Jensen's inequality, the evidence lower bound (ELBO) holds:
 
-    log p(x | y) ≥ E_q[log p(x | z, y)] − KL(q(z | x, y) ‖ p(z))        KL = −½ Σ_j (1 + log σ_j² − μ_j² − σ_j²)
+    log p(x | y) ≥ E_q[log p(x | z, y)] − KL(q(z | x, y) ‖ p(z)),     KL = −½ Σ_j (1 + log σ_j² − μ_j² − σ_j²)
 
-The first term asks for good reconstructions of x from z; the second, in nats, is the price of the information about x
-that z carries. The bound is below log p(x | y) by KL(q ‖ p(z | x, y)), so raising it also improves the encoder.
+The first term asks for good reconstructions of x from z; the second, in nats, is the price of the information
+about x that z carries. The bound is below log p(x | y) by KL(q ‖ p(z | x, y)), so raising it also improves
+the encoder.
 
-Training maximises the ELBO of both networks at once. Its gradient has to pass through the random draw of z, which the
-reparameterisation makes possible: z = μ + σ ε with ε ~ N(0, I) is a differentiable function of μ and σ (the picture
-`gradients` compares this estimator with two others). Sampling: z ~ N(0, I), then decode. p(x): a lower bound. Latent:
-z, so images can be encoded, compared and interpolated. Good at: fast sampling, representations. Bad at: sharpness;
-pixels are independent given z, so whatever z does not determine is averaged.
+Training maximises the ELBO of both networks at once. Its gradient has to pass through the random draw of z,
+which the reparameterisation makes possible: z = μ + σ ε with ε ~ N(0, I) is a differentiable function of μ
+and σ (the picture `gradients` compares this estimator with two others). Sampling: z ~ N(0, I), then decode.
+p(x): a lower bound. Latent: z, so images can be encoded, compared and interpolated. Good at: fast sampling,
+representations. Bad at: sharpness; pixels are independent given z, so whatever z does not determine is
+averaged.
 
-Label dropout: a tenth of the training digits carry the null label in place of y, so one network also learns p(x).
+Label dropout: a tenth of the training digits carry the null label in place of y, so one network also learns
+p(x).
 
     @@COMMAND
 """
@@ -49,13 +53,13 @@ from torch import nn
 NAME, LOSS, ITEMS = "vae", "-ELBO, nats", "digits"
 NULL = 10  # the null label: no class given
 SETTINGS = {
-    "steps": (40000, "optimiser steps", 1, 10**9),
+    "steps": (70000, "optimiser steps", 1, 10**9),
     "batch_size": (100, "digits per step", 1, 10**6),
     "lr": (2e-3, "peak learning rate of Adam", 0, 10),
     "hidden": (500, "units in each of the two hidden layers of encoder and decoder", 1, 10**5),
     "latent_dim": (20, "dimensions of the latent z; 2 give a plane that can be drawn whole", 1, 1000),
     "beta": (1.0, "weight of the KL term: 1 is the bound, more is a beta-VAE", 0, 1000),
-    "label_dropout": (0.1, "share of digits trained under the null label; 1 trains the unconditional model", 0, 1),
+    "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
 }
 
 # %% Model: an encoder that infers z from x, a decoder that generates x from z
@@ -64,7 +68,7 @@ def bernoulli_log_prob(x, logits):
     return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
 
 def gaussian_kl(mean, log_var):
-    """KL(N(mean, exp log_var) || N(0, I)) by dimension, (B, Z), nats (Kingma & Welling 2014, appendix B)."""
+    """KL(N(mean, exp log_var) ‖ N(0, I)) by dimension, (B, Z), nats (Kingma & Welling 2014, appendix B)."""
     return -0.5 * (1 + log_var - mean**2 - log_var.exp())
 
 class VAE(nn.Module):
@@ -81,7 +85,7 @@ class VAE(nn.Module):
             nn.Linear(hidden, 784))
 
     def with_class(self, v, y):
-        """v (B, D) with the class appended as a one-hot vector: (B, D + 11). y: None, a class, or (B,) classes."""
+        """v (B, D) and a one-hot class: (B, D + 11). y is None (the null label), a class or (B,) classes."""
         y = torch.as_tensor(NULL if y is None else y, device=v.device).expand(len(v))
         return torch.cat([v, F.one_hot(y, 11).to(v)], 1)
 
@@ -97,12 +101,12 @@ class VAE(nn.Module):
         """One draw of the evidence lower bound of log p(x | y) for binary x (B, 1, 28, 28): nats (B,)."""
         mean, log_var = self.encode(x, y)
         eps = torch.randn_like(mean)
-        z = mean + torch.exp(0.5 * log_var) * eps  # the reparameterisation: gradients flow through mean and log_var
+        z = mean + torch.exp(0.5 * log_var) * eps  # reparameterisation: differentiable in mean and log_var
         log_likelihood = bernoulli_log_prob(x, self.decode(z, y))
         return log_likelihood - beta * gaussian_kl(mean, log_var).sum(1)
 
     def labels(self, y, n):
-        """y as (n,) classes: None draws them from p(y), uniform, or is the null label of an unconditional model."""
+        """y as (n,) classes; None draws them from p(y), uniform (in an unconditional model: NULL)."""
         if y is None and self.conditional:
             return torch.randint(10, (n,), device=self.decoder[0].weight.device)
         return torch.as_tensor(NULL if y is None else y, device=self.decoder[0].weight.device).expand(n)
@@ -114,12 +118,12 @@ class VAE(nn.Module):
         return self.decode(torch.randn(n, self.latent_dim, device=y.device), y).sigmoid()
 
 def binarise(x, seed=None):
-    """A Bernoulli draw of each pixel of uint8 images, with its grey value as probability; the same for one seed."""
+    """A Bernoulli draw of each pixel of uint8 images, its grey value the probability; `seed` fixes it."""
     generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
     return (torch.rand(x.shape, device=x.device, generator=generator) * 255 < x).float()
 
 def drop_labels(y, rate):
-    """Labels (B,), each replaced by the null label with probability `rate`: one network learns p(x | y) and p(x)."""
+    """Labels (B,), each the null label with probability `rate`: one network learns p(x | y) and p(x)."""
     return torch.where(torch.rand(len(y), device=y.device) < rate, NULL, y)
 
 # %% Training
@@ -129,7 +133,7 @@ def main(argv=None):
     x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
     n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
     x_valid, y_valid, x_test = binarise(x[n:], seed=0), y[n:], binarise(x_test, seed=1)
-    run.baselines = {"untrained": 784 * math.log(2), "independent pixels": bernoulli_baseline(x[:n], x_test)}
+    run.baselines = {"untrained": 784 * math.log(2), "independent pixels": independent_pixels(x[:n], x_test)}
 
     torch.manual_seed(run.seed)
     model = VAE(run.hidden, run.latent_dim, run.label_dropout < 1).to(run.device)
@@ -147,7 +151,8 @@ def main(argv=None):
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
                 validation = -model.elbo(x_valid, y_valid).mean().item()
-            run.save(validation, grid(model.sample(40, torch.arange(40) % 10), f"samples after {step:,} steps"))
+            samples = model.sample(40, torch.arange(40) % 10)
+            run.save(validation, grid(samples, f"samples after {step:,} steps"))
     evaluate(run, model, x_test, y_test, x[:n], y[:n])
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
@@ -184,15 +189,20 @@ def grid(images, title, cols=None, rows=None, columns=10):
 
 @torch.no_grad()
 def sample_quality(draw, x, y, y_test):
-    """Two scores of samples draw(n, y), each read as the class of the nearest of 10,000 training images x (uint8)."""
+    """Scores of 1,000 samples draw(n, y), classified as the nearest of 10,000 training images x (uint8)."""
     digit, near = torch.arange(1000, device=x.device) % 10, x[:10000].flatten(1) / 255
-    given, free = (y[torch.cdist(images.flatten(1), near).argmin(1)] for images in (draw(1000, digit), draw(1000)))
+    given, free = (y[torch.cdist(v.flatten(1), near).argmin(1)] for v in (draw(1000, digit), draw(1000)))
     shares, real = free.bincount(minlength=10) / 1000, y_test.bincount(minlength=10) / len(y_test)
-    return {"class accuracy of 1,000 samples, by nearest neighbour": (given == digit).float().mean().item(),
-            "total variation distance of classes, 1,000 unconditional samples": (shares - real).abs().sum().item() / 2}
+    return {"class accuracy by nearest neighbour, 1,000 samples": (given == digit).float().mean().item(),
+            "total variation distance of classes, 1,000 samples": (shares - real).abs().sum().item() / 2}
+
+def independent_pixels(x, x_test):
+    """NLL in nats of binary images x_test if each pixel were independent, as often 1 as in uint8 images x."""
+    logits = (x.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).logit().expand_as(x_test)
+    return 784 * F.binary_cross_entropy_with_logits(logits, x_test).item()
 
 def log_weights(model, x, y=None):
-    """log p(x, z | y) − log q(z | x, y) of one z ~ q(z | x, y) for each binary image x (B, 1, 28, 28): nats (B,)."""
+    """log p(x, z | y) − log q(z | x, y) of one z ~ q(z | x, y) for each binary image x: nats (B,)."""
     mean, log_var = model.encode(x, y)
     eps = torch.randn_like(mean)
     z = mean + torch.exp(0.5 * log_var) * eps
@@ -200,94 +210,93 @@ def log_weights(model, x, y=None):
 
 @torch.no_grad()
 def importance_bound(model, x, y=None, samples=5000):
-    """log (1/S) Σ_s w_s: in expectation a lower bound of log p(x | y), exact as S grows: nats (B,)
-    (Burda, Grosse & Salakhutdinov 2016, eqs. 8 and 9)."""
+    """log (1/S) Σ_s w_s: on average below log p(x | y), exact for large S: nats (B,) (Burda et al., eq. 8)."""
     return torch.stack([log_weights(model, x, y) for _ in range(samples)]).logsumexp(0) - math.log(samples)
 
 @torch.no_grad()
 def evaluate(run, model, x, y, x_train, y_train):
-    """Figures and pictures of binary test images x of classes y, beside uint8 training images and their classes."""
+    """Figures and pictures of binary test images x of classes y; uint8 training images to compare with."""
     torch.manual_seed(1)
     conditional, null, kl = -model.elbo(x, y), -model.elbo(x), gaussian_kl(*model.encode(x)).mean(0)
-    by_class = torch.stack([importance_bound(model, x[::10], digit, 20) for digit in range(10)])  # (10, N / 10)
+    by_class = torch.stack([importance_bound(model, x[::10], digit, 20) for digit in range(10)])
     print("5,000 importance samples for every 50th test digit", flush=True)
-    weighted, weighted_null = (-importance_bound(model, x[::50], labels).mean() for labels in (y[::50], None))
+    gap = [(bound[::50] + importance_bound(model, x[::50], labels)).mean().item()
+           for bound, labels in ((conditional, y[::50]), (null, None))]
     run.report({
         "test -ELBO, conditional, nats": conditional.mean().item(),
         "its standard error": (conditional.std() / len(x) ** 0.5).item(),
         "test -ELBO, unconditional, nats": null.mean().item(),
         "of it KL": kl.sum().item(),
-        "active units": (kl > 0.05).sum().item(),
         "every 10th digit: -ELBO, unconditional, nats": null[::10].mean().item(),
-        "every 10th digit: NLL marginal over the classes, nats": (math.log(10) - by_class.logsumexp(0)).mean().item(),
+        "every 10th digit: NLL, marginal": math.log(10) - by_class.logsumexp(0).mean().item(),
         "every 10th digit: classified by Bayes' rule": (by_class.argmax(0) == y[::10]).float().mean().item(),
-        "every 50th digit: -ELBO minus NLL, conditional, nats": (conditional[::50].mean() - weighted).item(),
-        "every 50th digit: -ELBO minus NLL, unconditional, nats": (null[::50].mean() - weighted_null).item(),
+        "every 50th digit: -ELBO minus NLL, conditional": gap[0],
+        "every 50th digit: -ELBO minus NLL, unconditional": gap[1],
     } | sample_quality(model.sample, x_train, y_train, y))
 
     digit, names = torch.arange(10, device=x.device), list("0123456789")
     x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
-    z8, (mean, log_var) = torch.randn(8, model.latent_dim, device=x.device), model.encode(x10)
-    noisy = (x10 - (torch.rand_like(x10) < 0.05).float()).abs()
+    noisy = (x10 - (torch.rand_like(x10) < 0.05).float()).abs()  # one pixel in twenty flipped
+    z8, (mean, log_var) = torch.randn(8, len(kl), device=x.device), model.encode(x10)
     walk = [mean.lerp(mean.roll(-1, 0), u / 8) for u in range(9)]
-    for name, title, rows, z, labels in (
-            ("style", "one z a row, one class a column: z is the style", None, z8.repeat_interleave(10, 0), digit.repeat(8)),
-            ("reconstructions", "test digits, decoded from three z ~ q(z | x)", ["z", "z'", "z''"], torch.cat(
-                [mean + torch.exp(0.5 * log_var) * torch.randn_like(mean) for _ in range(3)]), None),
-            ("denoising", "one pixel in twenty flipped, then encoded and decoded", [""], model.encode(noisy)[0], None),
-            ("interpolation", "each test digit to the next: straight lines in the latent space",
-             [u / 8 for u in range(9)], torch.cat(walk), None)):
-        images = model.decode(z, labels).sigmoid()
-        if rows: images = torch.cat([noisy if name == "denoising" else x10, images])
-        run.picture(f"{name}.png", grid(images, title, names, rows and ["x", *rows]))
-    run.picture("samples.png", grid(model.sample(100, digit.repeat(10)), "samples of each class: pixel probabilities", names))
-    run.picture("interpolation.gif", *(grid(model.decode(z).sigmoid(), "each test digit to the next", columns=5) for z in walk))
+    drawn = [mean + torch.exp(0.5 * log_var) * torch.randn_like(mean) for _ in range(3)]
+    for name, title, z, labels, rows, above in (
+            ("style", "one z a row, one class a column", z8.repeat_interleave(10, 0), digit.repeat(8), None, []),
+            ("reconstructions", "three z ~ q(z | x), decoded", torch.cat(drawn), None, "x123", [x10]),
+            ("denoising", "encoded and decoded", model.encode(noisy)[0], None, ["x", "noisy", ""], [x10, noisy]),
+            ("interpolation", "a straight line to the next digit's z", torch.cat(walk), None, None, [])):
+        images = torch.cat([*above, model.decode(z, labels).sigmoid()])
+        run.picture(f"{name}.png", grid(images, title, names, rows))
+    run.picture("interpolation.gif", *(grid(model.decode(z).sigmoid(), "from digit to digit") for z in walk))
+    samples = model.sample(100, digit.repeat(10))
+    run.picture("samples.png", grid(samples, "samples of each class: pixel probabilities", names))
 
-    first, second = kl.argsort(descending=True).tolist()[:2]
+    i, j = kl.argsort(descending=True).tolist()[:2]
     side, z = torch.linspace(-2.85, 2.85, 20, device=x.device), mean[7:8].repeat(400, 1)
-    z[:, first], z[:, second] = side.repeat(20), side.flip(0).repeat_interleave(20)
+    z[:, i], z[:, j] = side.repeat(20), side.flip(0).repeat_interleave(20)
     plane = model.decode(z).sigmoid().view(20, 20, 28, 28).transpose(1, 2).reshape(560, 560)
     figure = Figure(figsize=(16, 5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.imshow(plane.cpu(), cmap="gray_r", extent=[-3, 3, -3, 3])
-    points = middle.scatter(*model.encode(x[:3000])[0][:, [first, second]].T.cpu(), c=y[:3000].cpu(), cmap="tab10", s=4)
+    means = model.encode(x[:3000])[0][:, [i, j]].cpu()
+    points = middle.scatter(*means.T, c=y[:3000].cpu(), cmap="tab10", s=4, vmin=-0.5, vmax=9.5)
     figure.colorbar(points, ax=middle, ticks=range(10), label="class")
-    for ax, title in ((left, "decoded, the other dimensions as in a seven"), (middle, "means of q(z | x), 3,000 test digits")):
-        ax.set(title=title, xlabel=f"z{first}", ylabel=f"z{second}", aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
+    for ax, title in (left, "decoded, the rest of z as in a 7"), (middle, "means of q(z | x) of test digits"):
+        ax.set(title=title, xlabel=f"z{i}", ylabel=f"z{j}", aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
     right.bar(range(1, len(kl) + 1), kl.sort(descending=True).values.cpu())
-    right.set(title=f"{(kl > 0.05).sum()} of {len(kl)} units are active (KL above 0.05 nats)",
-              xlabel="latent dimension, sorted", ylabel="KL(q ‖ p), nats per digit")
+    right.set(title=f"{(kl > 0.05).sum()} of {len(kl)} units are active: above 0.05 nats",
+              xlabel="latent dimension, sorted", ylabel="KL(q ‖ p), nats")
     run.picture("latents.png", figure)
 
-    x, mean, log_var = (v[3:4].repeat_interleave(2000, 0) for v in (x10, mean, log_var))  # one digit, 2,000 draws of z
-    z = (mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)).requires_grad_()
+    x, mean, std = (v[3].repeat(2000, *[1] * (v.dim() - 1)) for v in (x10, mean, torch.exp(0.5 * log_var)))
+    z = (mean + std * torch.randn_like(mean)).requires_grad_()  # 2,000 draws of one digit's z
     with torch.enable_grad():
         log_likelihood = bernoulli_log_prob(x, model.decode(z))
-        pathwise = torch.autograd.grad(log_likelihood.sum(), z)[0][:, first]  # ∂z / ∂mean = 1
-    score, log_likelihood = ((z.detach() - mean) / log_var.exp())[:, first], log_likelihood.detach()  # ∂ log q / ∂ mean
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    figure.suptitle("one gradient, three unbiased estimates, each from one draw of z: mean ± standard deviation of 2,000")
+        pathwise, = torch.autograd.grad(log_likelihood.sum(), z)  # ∂z / ∂mean = 1
+    score, log_likelihood = ((z - mean) / std**2)[:, i].detach(), log_likelihood.detach()  # ∂ log q / ∂mean
+    figure = Figure(figsize=(10, 3), layout="constrained")
     for ax, name, values in zip(figure.subplots(1, 3), (
-            "score function (REINFORCE)", "score function, mean subtracted", "reparameterisation"), (
-            log_likelihood * score, (log_likelihood - log_likelihood.mean()) * score, pathwise)):
+            "score function (REINFORCE)", "score function minus a baseline", "reparameterisation"), (
+            log_likelihood * score, (log_likelihood - log_likelihood.mean()) * score, pathwise[:, i])):
         ax.hist(values.cpu(), 60)
-        ax.set(title=f"{name}\n{values.mean():.1f} ± {values.std():.1f}", xlabel="nats per unit of the mean", yticks=[])
+        ax.set(title=f"{name}\n{values.mean():.1f} ± {values.std():.1f}", xlabel=f"∂E[log p(x | z)] / ∂μ{i}")
     run.picture("gradients.png", figure)
 
 # %% Notes
-# Differs from the paper: two hidden layers of 500 SiLU units for one of 500 tanh units, Adam with one cycle of the
-# learning rate for Adagrad, digits binarised afresh in every batch, and the class y as a further input of both networks.
-# `sample(n)` draws y ~ p(y) first: @@.
+# Differs from the paper: two hidden layers of 500 SiLU units for one of 500 tanh units, Adam with one cycle
+# of the learning rate for Adagrad, digits binarised afresh in every batch, and the class y as a further input
+# of both networks. `sample(n)` draws y ~ p(y) first: @@.
 #
 # Things to break:
-# 1. In `elbo`, decode z.detach(): the encoder learns from the KL alone, which falls to 0 (posterior collapse), and all
-#    samples of a class are one blur.
-# 2. In `bernoulli_log_prob`, put .mean(1) for .sum(1): the KL outweighs the pixels 784 times and every unit collapses.
+# 1. In `elbo`, decode z.detach(): the encoder learns from the KL alone, which falls to 0 (posterior
+#    collapse), and all samples of a class are one blur.
+# 2. In `bernoulli_log_prob`, put .mean(1) for .sum(1): the KL outweighs the pixels 784 times and every unit
+#    collapses.
 # 3. Set --beta 0: reconstructions sharpen, samples turn to noise, validation runs away.
 #
-# References: Rezende, Mohamed & Wierstra 2014 (1401.4082); importance weights: Burda, Grosse & Salakhutdinov 2016
-# (1509.00519); β: Higgins et al. 2017. A VAE whose prior is a diffusion model is latent diffusion: Rombach et al. 2022
-# (2112.10752). Read before: made.py. Next: vqvae.py, with discrete latents.
+# References: Rezende, Mohamed & Wierstra 2014 (1401.4082); importance weights: Burda, Grosse & Salakhutdinov
+# 2016 (1509.00519); β: Higgins et al. 2017. A VAE whose prior is a diffusion model is latent diffusion:
+# Rombach et al. 2022 (2112.10752). Read before: made.py. Next: vqvae.py, with discrete latents.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
@@ -298,15 +307,15 @@ class Run:
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
         devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         flags = SETTINGS | {
-            "seed": (0, "(seed, step) seeds each step", 0, 2**31 - 1), "out": (f"out/{NAME}", "output folder"),
+            "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
-            "stand_in": ("auto", "drawn data: auto (if real fail), always, never", "auto", "always", "never")}
+            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage=f"python {NAME}.py [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
-        parser.add_argument("--resume", action="store_true", help="go on with the run in --out, and its flags")
+        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
         for name, (default, text, *_) in flags.items():
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default,
-                                help=f"{text} ({default})")
+            flag = "--" + name.replace("_", "-")
+            parser.add_argument(flag, type=type(default), default=default, help=f"{text} ({default})")
         argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
         args, self.saved, self.stamp = parser.parse_args(argv), None, None
         if args.resume and (model := Path(args.out, "model.pt")).exists():
@@ -316,8 +325,8 @@ class Run:
         for name, (default, _, *limits) in flags.items():
             value, word = getattr(args, name), isinstance(default, str)
             if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
-                allowed = (", " if word else " to ").join(map(str, limits))
-                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {allowed}")
+                limits = (", " if word else " to ").join(map(str, limits))
+                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
         vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
         self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
@@ -330,12 +339,27 @@ class Run:
         return torch.autocast(kind, torch.bfloat16, enabled=bool(fast[kind]))
 
     def loop(self, **parts):
-        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, all that have a state_dict."""
+        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
+        def stop(*_):
+            self.stopped = True  # Ctrl-C: training ends after this step
         self.parts, self.losses, self.stopped = parts, [], False
         if self.saved:
-            self.restore(**self.saved)
+            source, state = self.saved["source"], self.saved["state"]
+            if source != self.source:
+                raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
+            self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
+            try:
+                for name, part in parts.items():
+                    if "last_epoch" in state[name]:  # a schedule: its place; --steps may be new
+                        state[name] = {"last_epoch": self.step, "_step_count": self.step + 1}
+                    if "param_groups" in state[name]:  # an optimiser: moments, rate; --lr may be new
+                        groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
+                        state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
+                    part.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
-        usual = signal.signal(signal.SIGINT, self.stop)
+        usual = signal.signal(signal.SIGINT, stop)
         try:
             while self.step < self.steps and not self.stopped:
                 self.step += 1
@@ -345,41 +369,23 @@ class Run:
             signal.signal(signal.SIGINT, usual)
         print(f"{self.step:,} steps done{', --resume goes on' * self.stopped}; now evaluating", flush=True)
 
-    def stop(self, *_):
-        self.stopped = True  # Ctrl-C: training ends after this step
-
-    def restore(self, source, step, seconds, curve, state, **_):
-        if source != self.source:
-            raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
-        self.step, self.seconds, self.curve = step, seconds, curve
-        try:
-            for name, part in self.parts.items():
-                if "last_epoch" in state[name]:  # a schedule: its place alone, as --steps may have changed
-                    state[name] = {"last_epoch": step, "_step_count": step + 1}
-                if "param_groups" in state[name]:  # an optimiser: moments and rate; the peak --lr may be new
-                    groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
-                    state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                part.load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise OSError(f"the run in {self.out} does not fit these flags: leave the model's alone") from error
-
     def log(self, loss):
         """Note the loss. True every 20 s and at the end, after a status line: it is time to save."""
         self.losses.append(loss.item())
         if not math.isfinite(self.losses[-1]):
-            raise FloatingPointError(f"loss not finite at step {self.step}: try a lower --lr; {Run.last_save}")
+            raise FloatingPointError(f"loss not finite at step {self.step}: lower --lr; {Run.last_save}")
         self.now = time.perf_counter()
         if self.now - self.kept < self.pause and self.step < self.steps and not self.stopped:
             return False
         self.seconds, recent = self.now - self.begun, self.losses[-100:]
         rate, left = self.step * self.batch_size / self.seconds, self.seconds * (self.steps / self.step - 1)
-        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} {ITEMS}/s"
-              f"  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
+        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} "
+              f"{ITEMS}/s  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
         torch.manual_seed(0)  # what is measured and drawn on the way has the same noise each time
         return True
 
     def save(self, validation, samples, **more):
-        """A point of the curve, with numbers of your own; the checkpoint model.pt; a figure as samples.png."""
+        """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
         training, self.losses = sum(self.losses) / len(self.losses), []
         self.curve.append({"step": self.step, "training": training, "validation": validation, **more})
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
@@ -397,7 +403,7 @@ class Run:
             there = name != "probe" and (model := self.out / "model.pt").exists()
             if there and model.stat().st_mtime_ns != self.stamp:
                 aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-                print(f"{self.out} holds another run: {'this' if self.stamp else 'that'} one moves to {aside}")
+                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
                 self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
             self.out.mkdir(parents=True, exist_ok=True)
             (part := self.out / f"{name}.part").write_bytes(blob)
@@ -423,18 +429,16 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in results.items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        threads, gpu = torch.get_num_threads(), "cuda" in self.device
+        gpu, cpu = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
         metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
                    "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else f"CPU, {threads} threads",
-                   "torch": torch.__version__, "curve": self.curve}
+                   "device": torch.cuda.get_device_name() if gpu else cpu, "torch": torch.__version__,
+                   "curve": self.curve}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
         figure = Figure(figsize=(6, 4), layout="constrained")
-        ax = figure.subplots()
-        for name in ("training", "validation"):
-            ax.plot([p["step"] for p in self.curve], [p[name] for p in self.curve], "o-", ms=3, label=name)
-        ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS)
-        ax.legend()
+        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
+        figure.subplots().plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        figure.axes[0].set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
         self.picture("curve.png", figure)
 
 if __name__ == "__main__":
