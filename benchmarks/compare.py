@@ -7,14 +7,15 @@
 Writes benchmarks/results/compare-cpu.json, compare-cpu.md, the table, and assets/comparison.png, the figure. What is in
 it: likelihoods as the runs themselves scored them (out/NAME/metrics.json); 5,000 samples of each model, asked for in
 the classes of the 5,000 validation digits, read by the judge (judge.py) and compared in its features with the 10,000
-test digits by the Fréchet distance, with the first 5,000 by precision and recall; parameters, lines of code, seconds
-and memory.
+test digits by the Fréchet distance, with the first 5,000 by precision and recall; the classes of 1,000 unconditional
+samples, against those of the test digits by the total variation distance; parameters, lines of code, seconds, memory.
 
 Binary models are compared with binarised test digits, the others with grey ones. vae.py and vqvae.py hand out
 probabilities: they stand in both halves, once as they are and once with a Bernoulli draw for each pixel. Two rows are
 no models: validation digits, which show what real ones score, and noise, what failure looks like.
 """
 import argparse
+import functools
 import importlib
 import io
 import json
@@ -22,6 +23,7 @@ import math
 import statistics
 import subprocess
 import sys
+import time
 import tokenize
 from pathlib import Path
 
@@ -39,20 +41,20 @@ SEQUENCES = ["char_rnn", "wavenet"]
 GROUPS = {  # protocol: who stands in it, in order
     "binary": ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae", "digits", "noise"],
     "grey": [GREY, "vae", "vqvae", "gan", "realnvp", "ddpm", "ddpm, unguided", "ebm", "digits", "noise"]}
-OTHERWISE = {"ddpm, unguided": {"guidance": 1.0}}  # the same run, sampled with these
+OTHERWISE = {"ddpm, unguided": {"w": 1.0}}  # the same run, sampled with these
 NATS = 784 * math.log(2)  # in a bit per dimension
 LIKELIHOOD = {  # script: what the figure is, protocol, and its keys in metrics.json: p(x) untold, p(x) summed, p(x | y)
-    "made": ("exact", "binary", "test -log p(x), nats, network not told the class",
-             "test -log p(x), nats, class summed out", "test -log p(x | y), nats"),
+    "made": ("exact", "binary", "test NLL, unconditional, nats", "test NLL, marginal over the classes, nats",
+             "test NLL, conditional, nats"),
     **dict.fromkeys(["pixelcnn", "gated_pixelcnn", "transformer_ar", GREY], (
         "exact", "binary", "test -log p(x), nats, network not told the class",
         "first 1,000: -log p(x), nats, class summed out", "test -log p(x | y), nats")),
-    "vae": ("bound", "binary", "test -ELBO of p(x), nats, network not told the class",
-            "test -ELBO of p(x), nats, class summed out", "test -ELBO of p(x | y), nats"),
+    "vae": ("bound", "binary", "test -ELBO, unconditional, nats", "every 10th digit: NLL, marginal",
+            "test -ELBO, conditional, nats"),
     "vqvae": ("bound", "binary", "test -ELBO, nats, class not told", "first 1,000: -ELBO, nats, class summed out",
               "test -ELBO of p(x | y), nats"),
     "realnvp": ("bound", "grey", "test -log p(x), bits/dim, class not told", None, "test -log p(x | y), bits/dim"),
-    "ddpm": ("bound", "grey", "test bound, bits/dim (-log p is at most this)", None, None),
+    "ddpm": ("bound", "grey", "test NLL bound, unconditional, bits/dim", None, None),
     "gan": ("none", "grey", None, None, None),
     "ebm": ("up to a constant", "grey", None, None, None),
 }
@@ -65,6 +67,16 @@ def command(name):
 
 def load(name):
     return importlib.import_module(name.split("-")[0]).load(ROOT / "out" / name / "model.pt")
+
+
+def sampler(name, metrics=None):
+    """The model in out/NAME, and how the chapter draws from it: a function of n, y and what the chapter offers."""
+    model = load(name)
+    if name != "ddpm":
+        return model, model.sample
+    settings = (metrics or json.loads((ROOT / "out" / name / "metrics.json").read_text(encoding="utf-8")))["settings"]
+    return model, functools.partial(importlib.import_module("ddpm").ddim_sample, model, steps=settings["ddim_steps"],
+                                    **{"w": settings["guidance"]})
 
 
 def run_chapter(name):
@@ -142,9 +154,9 @@ def likelihood(name, metrics):
     error = [v for k, v in results.items() if k.startswith("its standard error")]
     protocol, scale = ("grey", 1 / NATS) if name == GREY else (protocol, 1)  # bits/dim as the others of its protocol
     untold, summed, told = (None if key is None else scale * results[key] for key in keys)
-    few = summed is not None and keys[1].startswith("first 1,000")
-    if few:  # they are easier than the rest: what summing gains there, off the figure of all
-        summed += untold - scale * results[keys[0].replace("test", "first 1,000:")]
+    few = summed is not None and keys[1].startswith(("first 1,000", "every 10th"))
+    if few:  # what summing gains on these digits, off the figure of all
+        summed += untold - scale * results[keys[0].replace("test", keys[1].split(":")[0] + ":")]
     return {"kind": kind, "protocol": protocol, "unit": "nats" if protocol == "binary" else "bits/dim",
             "-log p(x), class not told": untold, "-log p(x), class summed out": summed,
             "summed over": None if summed is None else 1000 if few else 10000,
@@ -159,21 +171,32 @@ def measure(name, judge, digits):
     if metrics["source"] != "MNIST":
         raise SystemExit(f"{out} was trained on {metrics['source']}, not on MNIST")
     run = json.loads((out / "run.json").read_text()) if (out / "run.json").exists() else {}
-    model, drawn = load(name), {}
+    (model, draw), drawn, free = sampler(name, metrics), {}, {}
     with torch.no_grad():
         for who, how in {name: {}, **{k: v for k, v in OTHERWISE.items() if k.startswith(f"{name},")}}.items():
             torch.manual_seed(0)
-            drawn[who] = torch.cat([model.sample(len(y), y, **how) for y in digits["asked"].split(500)])
+            drawn[who] = torch.cat([draw(len(y), y, **how) for y in digits["asked"].split(500)])
+            free[who] = torch.cat([draw(500, **how) for _ in range(2)])
+        begun = time.perf_counter()
+        draw(64)
+        took = time.perf_counter() - begun
     row = {"likelihood": likelihood(name, metrics), "parameters": sum(p.numel() for p in model.parameters()),
-           "seconds of training": results["seconds of training"], "seconds for 64 samples": results.get(
-               "seconds for 64 samples") or 64 / results["samples a second"],
+           "seconds of training": metrics.get("seconds of training") or results["seconds of training"],
+           "seconds for 64 samples": results.get("seconds for 64 samples", took),
            "peak memory, MB": run.get("peak memory, MB"), "device": metrics["device"], "torch": metrics["torch"]}
     rows = {who: {} if who in OTHERWISE else row for who in drawn}
     for protocol, names in GROUPS.items():
         for who in [n for n in names if n in drawn]:
             x = binarise(drawn[who], 2) if protocol == "binary" else drawn[who]
-            rows[who][protocol] = scores(x, protocol, judge, digits)
+            y = binarise(free[who], 3) if protocol == "binary" else free[who]
+            rows[who][protocol] = scores(x, protocol, judge, digits) | {"class balance": balance(judge, y, digits)}
     return rows
+
+
+def balance(judge, x, digits):
+    """Total variation distance between the classes of images x, as the judge reads them, and of the test digits."""
+    shares = read(judge, x).bincount(minlength=10) / len(x)
+    return (shares - digits["shares"]).abs().sum().item() / 2
 
 
 def scores(x, protocol, judge, digits):
@@ -221,11 +244,11 @@ def table(known):
     lines = []
     for protocol, what in (("binary", "binary digits, nats"), ("grey", "8-bit grey digits, bits/dim")):
         lines += [f"| {what} | −log p(x) is | class not told | class summed out | told, −log p(x \\| y) "
-                  "| read as asked | Fréchet distance | precision | recall |", "|" + "---|" * 9]
+                  "| class accuracy | Fréchet distance | precision | recall | class balance |", "|" + "---|" * 10]
         for name in GROUPS[protocol]:
             row = known["rows"].get(name)
             if not row:
-                lines.append(f"| {title(name)} | not yet measured |" + " |" * 7)
+                lines.append(f"| {title(name)} | not yet measured |" + " |" * 8)
                 continue
             cells = [title(name), "", "", "", ""]
             if name in ("digits", "noise"):
@@ -239,14 +262,15 @@ def table(known):
                 def figure(key):
                     return f"{sign}{it[key]:.{digits}f}" if it[key] is not None else "–"
 
-                cells[1] = {"bound": "bounded", "none": "not to be had"}.get(it["kind"], it["kind"])
+                cells[1] = {"bound": "bounded"}.get(it["kind"], it["kind"])
                 cells[2], cells[4] = figure("-log p(x), class not told"), figure("-log p(x | y)")
                 few = it["summed over"] == 1000
                 cells[3] = ("≈ " if few and not sign else "") + figure("-log p(x), class summed out") + "¹" * few
             s = row.get(protocol)
-            cells += ["not yet measured", "", "", ""] if not s else [
+            cells += ["not yet measured", "", "", "", ""] if not s else [
                 plus(s["read as asked"], 100, 1, " %"), plus(s["Frechet distance"], 1, 1),
-                plus(s["precision"], 1, 3), plus(s["recall"], 1, 3)]
+                plus(s["precision"], 1, 3), plus(s["recall"], 1, 3),
+                f"{s['class balance']:.3f}" if "class balance" in s else "–"]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     lines += ["| cost | parameters | lines of code | training | 64 samples | most memory |", "|" + "---|" * 6]
@@ -341,6 +365,7 @@ def main(argv=None):
     images, labels, test, test_labels, _ = mnist("never")
     grey = test / 255
     digits = {"asked": labels[55000:], "held out": images[55000:] / 255, "grey": Against(judge, grey),
+              "shares": test_labels.bincount(minlength=10) / len(test_labels),
               "binary": Against(judge, binarise(grey, 1))}
     known["judge, test digits read right"] = share(read(judge, grey) == test_labels)
     known["judge, binarised test digits read right"] = share(read(judge, binarise(grey, 1)) == test_labels)

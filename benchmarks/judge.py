@@ -1,13 +1,14 @@
 """The judge: a digit classifier, trained apart from every generative model, that reads what they draw.
 
 `python benchmarks/judge.py ddpm` loads out/ddpm/model.pt, draws 100 samples of each class and prints the
-share that the judge reads as the class asked for. With --untold N it also draws N samples of no class:
+share that the judge reads as the class asked for. With --unconditional N it also draws N samples of no class:
 which digits are they, and how much of the variety of real digits do they cover (precision and recall in
 the judge's features)? What it says is kept in benchmarks/results/judge-cpu.json. The judge is a small
 convolutional network, trained once on the first 55,000 training digits (shifted by up to two pixels)
 and kept in out/judge/model.pt.
 """
 import argparse
+import functools
 import importlib
 import json
 import sys
@@ -115,30 +116,32 @@ def main(argv=None):
     parser.add_argument("script", help="a chapter's name, such as ddpm")
     parser.add_argument("--model", help="its saved run (out/<script>/model.pt)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--untold", type=int, default=0, help="samples of no class to count and compare (0)")
+    parser.add_argument("--unconditional", type=int, default=0, help="samples of no class to compare (0)")
     args = parser.parse_args(argv)
     said = {}
     judge = judge_for(args.device)
     path = args.model or ROOT / "out" / args.script / "model.pt"
-    model = importlib.import_module(args.script).load(path, args.device)
+    module = importlib.import_module(args.script)
+    model = module.load(path, args.device)
+    draw = functools.partial(module.ddim_sample, model) if args.script == "ddpm" else model.sample
     y = torch.arange(10, device=args.device).repeat_interleave(100)
     torch.manual_seed(0)
     start = time.time()
-    samples = model.sample(len(y), y)
+    samples = draw(len(y), y)
     seconds = time.time() - start
     right = (read(judge, samples) == y).view(10, 100).float().mean(1)
     said["read as asked"] = right.mean().item()
     print(f"{args.script}: the judge reads {100 * right.mean():.1f} % of 1,000 samples as the class asked for")
     print(f"by class: {' '.join(f'{c}:{100 * r:.0f}' for c, r in enumerate(right.tolist()))}")
     print(f"drawn in {seconds:.1f} s ({len(y) / seconds:.0f} a second)")
-    if args.untold:
+    if args.unconditional:
         _, labels, real, _, _ = mnist("never")
-        samples, real = model.sample(args.untold), real[:args.untold].to(args.device) / 255
+        samples, real = draw(args.unconditional), real[:args.unconditional].to(args.device) / 255
         share = read(judge, samples).bincount(minlength=10).cpu() / len(samples)
         ratio = share / (labels[:55000].bincount(minlength=10) / 55000)
-        print(f"class not told, shares against training digits: {' '.join(f'{r:.2f}' for r in ratio.tolist())}")
+        print(f"unconditional, shares against training digits: {' '.join(f'{r:.2f}' for r in ratio.tolist())}")
         precision, recall = precision_recall(judge, real, samples)
-        said |= {"shares, class not told": ratio.tolist(), "precision": precision, "recall": recall}
+        said |= {"shares, unconditional": ratio.tolist(), "precision": precision, "recall": recall}
         print(f"{len(real):,} test digits and as many samples: precision {precision:.3f}, recall {recall:.3f}")
     results = ROOT / "benchmarks" / "results" / "judge-cpu.json"
     known = json.loads(results.read_text()) if results.exists() else {}

@@ -15,9 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def thing(name, n):
-    """The n-th thing to break of a chapter's opening, in one line."""
-    text = (ROOT / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].split("Things to break")[1]
-    return " ".join(re.split(r"\n  \d\. ", text)[n].split())
+    """The n-th thing to break of a chapter, in one line: from its notes, or in the first edition from its opening."""
+    text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    if "# Things to break:" in text:
+        text = text.split("# Things to break:")[1].split("\n#\n")[0].replace("\n#", "\n")
+        return " ".join(re.split(r"\n \d\. ", text)[n].split())
+    return " ".join(re.split(r"\n  \d\. ", text.split('"""')[1].split("Things to break")[1])[n].split())
 
 
 def chapter(name, *edits):
@@ -38,19 +41,29 @@ def chapter(name, *edits):
 def trained(name, *edits, flags="", seed=0):
     """(module, model, results, run) of a short run of that copy on stand-in data, 200 test digits, no pictures.
 
-    `model` is what `load` gives, `results` those of metrics.json, `run` all that was saved (`curve` is a list of
-    (step, training loss, validation loss), `state` the weights of every part). Cached: the whole chapter, which each
-    broken one is compared with, is trained once.
+    `model` is what `load` gives, `results` those of metrics.json (none in the second edition, where a test measures
+    for itself), `run` all that was saved (`curve`, in the first edition a list of (step, training loss, validation
+    loss); `state` the weights of every part). Cached: the whole chapter, with which each broken one is compared, is
+    trained once.
     """
     module, out = chapter(name, *edits), Path(tempfile.mkdtemp())
     for draw in [v for v in vars(module) if v.startswith("draw_")]:
         setattr(module, draw, lambda *_: None)
+    if hasattr(module, "Run"):
+        module.evaluate = lambda run, *_: run.report({})
     if hasattr(module, "mnist"):
         module.mnist = lambda *_: digits()
     module.main([*shlex.split(flags), "--device", "cpu", "--out", str(out), "--seed", str(seed),
                  "--stand-in", "always"])
     results = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["results"]
     return module, module.load(out / "model.pt"), results, torch.load(out / "model.pt", weights_only=True)
+
+
+def class_accuracy(images, asked):
+    """The share of images whose nearest neighbour, among 5,000 drawn digits, has the class asked for."""
+    x, y, *_ = digits()
+    nearest = torch.cdist(images.flatten(1), x[:5000].flatten(1) / 255).argmin(1)
+    return (y[nearest] == asked).float().mean().item()
 
 
 @functools.cache

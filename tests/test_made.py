@@ -23,7 +23,7 @@ def all_images(D=9):
 
 
 def order_of(model, k):
-    return model.get_buffer(f"degrees_{k}")[: model.D].argsort()
+    return model.degrees(k)[0].argsort()
 
 
 @pytest.mark.parametrize("y", CONDITIONS)
@@ -61,10 +61,10 @@ def test_the_784_pixel_model_is_autoregressive_at_every_output():
 def test_log_prob_is_the_product_of_conditionals_taken_one_by_one(k, y):
     model = model_of(orderings=2)
     x = (torch.rand(5, 9, dtype=torch.float64) < 0.5).double()
-    slow, label = torch.zeros(5, dtype=torch.float64), None if y is None else torch.full((5,), y)
+    slow = torch.zeros(5, dtype=torch.float64)
     seen = torch.full_like(x, 0.77)  # what must not be looked at
     for i in order_of(model, k):
-        p = model(seen, label, k)[:, i].sigmoid()
+        p = model(seen, y, k)[:, i].sigmoid()
         slow += torch.where(x[:, i] == 1, p, 1 - p).log()
         seen[:, i] = x[:, i]
     assert torch.allclose(model.log_prob(x.view(5, 1, 3, 3), y, k), slow, atol=1e-12)
@@ -79,7 +79,7 @@ def test_an_ensemble_is_the_mean_of_likelihoods_not_of_logits():
     assert not torch.allclose(model.log_prob(x), wrong, atol=1e-2)
 
 
-@pytest.mark.parametrize("y", [None, 7, torch.arange(20) % 10])
+@pytest.mark.parametrize("y", [10, 7, torch.arange(20) % 10])
 @pytest.mark.parametrize("k", [0, 1])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_sampling_gives_the_same_pixels_as_the_plain_way(layers, k, y):
@@ -87,9 +87,9 @@ def test_sampling_gives_the_same_pixels_as_the_plain_way(layers, k, y):
     torch.manual_seed(5)
     fast = model.sample(20, y, k=k)
     torch.manual_seed(5)
-    x, label = torch.zeros(20, 784, dtype=torch.float64), None if y is None else torch.as_tensor(y).expand(20)
+    x = torch.zeros(20, 784, dtype=torch.float64)
     for i in order_of(model, k):
-        x[:, i] = (torch.rand(20) < model(x, label, k)[:, i].sigmoid()).double()
+        x[:, i] = (torch.rand(20) < model(x, y, k)[:, i].sigmoid()).double()
     assert fast.shape == (20, 1, 28, 28) and torch.equal(fast.flatten(1).double(), x)
     assert 0.1 < x.mean() < 0.9
 
@@ -101,7 +101,7 @@ def test_sampling_follows_the_conditionals():
     patterns = torch.tensor([[(n >> i) & 1 for i in range(3)] for n in range(8)]).double()
     logits = model(torch.nn.functional.pad(patterns, (0, 781)))[:, :3]
     p = torch.where(patterns == 1, logits.sigmoid(), 1 - logits.sigmoid()).prod(1)
-    draws = model.sample(8000)[:, 0, 0, :3]
+    draws = model.sample(8000, made.NULL)[:, 0, 0, :3]
     seen = torch.bincount((draws @ torch.tensor([1.0, 2, 4]).double()).long(), minlength=8) / 8000
     assert torch.allclose(p.sum(), torch.ones(1).double()) and torch.allclose(seen.double(), p, atol=0.025)
 
@@ -110,7 +110,7 @@ def test_given_pixels_are_kept_and_the_rest_is_conditioned_on_them():
     model = model_of(D=784, hidden=100, scale=0.05)
     given = (torch.rand(6, 300) < 0.5).double()
     frames = []
-    x = model.sample(6, given=given, watch=frames)
+    x = model.sample(6, given=given, frames=frames)
     assert torch.equal(x.flatten(1)[:, :300].double(), given)
     assert len(frames) == 28 and torch.equal(frames[-1], x) and (frames[0].flatten(1)[:, 28:] == 0).all()
 
@@ -149,3 +149,37 @@ def test_masked_weights_are_never_used():
         model.out.weight += 1e3 * (1 - model.get_buffer("mask_0_out"))
         model.direct.weight += 1e3 * (1 - model.get_buffer("mask_0_direct"))
     assert torch.equal(before, model(x))
+
+
+def test_samples_without_a_class_are_of_the_mixture_over_classes():
+    """p(x) = Σ_y p(y) p(x | y): sample(n) draws the class first; of an unconditional model it is the null label."""
+    model = model_of(D=784, hidden=100, scale=0.05)
+    with torch.no_grad():  # the class decides the first pixel: black in 3 of 10 classes, never under the null label
+        model.label[-1].weight[:, 0] = torch.tensor([50.0] * 3 + [-50.0] * 8)
+    assert model.sample(4000)[:, 0, 0, 0].mean().item() == pytest.approx(0.3, abs=0.03)
+    model.conditional = False
+    assert model.sample(100)[:, 0, 0, 0].sum() == 0
+
+
+def test_the_marginal_over_the_classes_is_a_distribution():
+    model = model_of()
+    by_class = torch.stack([model.log_prob(all_images(), y) for y in range(10)])
+    assert (by_class.logsumexp(0) - math.log(10)).exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_no_class_is_the_null_label_and_labels_are_dropped_at_the_rate():
+    model, x = model_of(), all_images()[:7]
+    assert torch.equal(model.log_prob(x), model.log_prob(x, made.NULL))
+    y = torch.arange(20000) % 10
+    dropped = made.drop_labels(y, 0.1)
+    assert ((dropped == y) | (dropped == made.NULL)).all()
+    assert (dropped == made.NULL).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert (made.drop_labels(y, 1.0) == made.NULL).all() and torch.equal(made.drop_labels(y, 0.0), y)
+
+
+def test_independent_pixels_is_the_bernoulli_nll():
+    torch.manual_seed(0)
+    x, new = (torch.rand(200, 1, 28, 28) * 256).byte(), torch.rand(30, 1, 28, 28).round()
+    p = (x / 255.0).mean(0)
+    by_hand = -torch.where(new == 1, p.log(), (1 - p).log()).flatten(1).sum(1).mean()
+    assert made.independent_pixels(x, new) == pytest.approx(by_hand.item(), rel=1e-5)
