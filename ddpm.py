@@ -127,7 +127,7 @@ class DDPM(nn.Module):
     def eps(self, x, t, y=None):
         """ε̂(x_t, t, y); t is a number or (B,); y is None (the null label), a class or (B,) classes."""
         t = torch.as_tensor(t, device=x.device).expand(len(x))
-        y = torch.as_tensor(NULL if y is None else y, device=x.device).expand(len(x))
+        y = self.labels(NULL if y is None else y, len(x))
         return self.net(x.contiguous(memory_format=torch.channels_last), t, y)
 
     def q_sample(self, x0, t, eps):
@@ -141,10 +141,9 @@ class DDPM(nn.Module):
         return (eps - self.eps(self.q_sample(x0, t, eps), t, y)).square().mean()
 
     def labels(self, y, n):
-        """y as (n,) classes; None draws them from p(y), uniform (in an unconditional model: NULL)."""
-        if y is None and self.conditional:
-            return torch.randint(10, (n,), device=self.beta.device)
-        return torch.as_tensor(NULL if y is None else y, device=self.beta.device).expand(n)
+        """y as (n,) classes; None draws them from p(y), uniform. An unconditional model knows NULL alone."""
+        y = torch.randint(10, (n,)) if y is None else torch.as_tensor(y)
+        return (y if self.conditional else torch.tensor(NULL)).to(self.beta.device).expand(n)
 
     @torch.no_grad()
     def sample(self, n, y=None):

@@ -82,10 +82,9 @@ class Generator(nn.Module):
         return self.net(torch.cat([z, e], 1)).float().sigmoid()
 
     def labels(self, y, n):
-        """y as (n,) classes; None draws them from p(y), uniform (in an unconditional model: NULL)."""
-        if y is None and self.conditional:
-            return torch.randint(10, (n,), device=self.label.weight.device)
-        return torch.as_tensor(NULL if y is None else y, device=self.label.weight.device).expand(n)
+        """y as (n,) classes; None draws them from p(y), uniform. An unconditional model knows NULL alone."""
+        y = torch.randint(10, (n,)) if y is None else torch.as_tensor(y)
+        return (y if self.conditional else torch.tensor(NULL)).to(self.label.weight.device).expand(n)
 
     @torch.no_grad()
     def sample(self, n, y=None, z=None):

@@ -93,7 +93,7 @@ class MADE(nn.Module):
 
     def biases(self, y, n):
         """For each layer the bias of n images (n, units), the class's part included; y as in `sample`."""
-        y = torch.as_tensor(NULL if y is None else y, device=self.out.bias.device).expand(n)
+        y = self.labels(NULL if y is None else y, n)
         return [layer.bias + label(y) for layer, label in zip([*self.hidden, self.out], self.label)]
 
     def forward(self, x, y=None, k=0):
@@ -114,10 +114,9 @@ class MADE(nn.Module):
         return torch.stack(log_probs).logsumexp(0) - math.log(len(log_probs))
 
     def labels(self, y, n):
-        """y as (n,) classes; None draws them from p(y), uniform (in an unconditional model: NULL)."""
-        if y is None and self.conditional:
-            return torch.randint(10, (n,), device=self.out.bias.device)
-        return torch.as_tensor(NULL if y is None else y, device=self.out.bias.device).expand(n)
+        """y as (n,) classes; None draws them from p(y), uniform. An unconditional model knows NULL alone."""
+        y = torch.randint(10, (n,)) if y is None else torch.as_tensor(y)
+        return (y if self.conditional else torch.tensor(NULL)).to(self.out.bias.device).expand(n)
 
     @torch.no_grad()
     def sample(self, n, y=None, given=None, k=0, frames=None):

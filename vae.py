@@ -53,10 +53,10 @@ from torch import nn
 NAME, LOSS, ITEMS = "vae", "-ELBO, nats", "digits"
 NULL = 10  # the null label: no class given
 SETTINGS = {
-    "steps": (70000, "optimiser steps", 1, 10**9),
+    "steps": (60000, "optimiser steps", 1, 10**9),
     "batch_size": (100, "digits per step", 1, 10**6),
     "lr": (2e-3, "peak learning rate of Adam", 0, 10),
-    "hidden": (500, "units in each of the two hidden layers of encoder and decoder", 1, 10**5),
+    "hidden": (800, "units in each of the two hidden layers of encoder and decoder", 1, 10**5),
     "latent_dim": (20, "dimensions of the latent z; 2 give a plane that can be drawn whole", 1, 1000),
     "beta": (1.0, "weight of the KL term: 1 is the bound, more is a beta-VAE", 0, 1000),
     "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
@@ -74,7 +74,7 @@ def gaussian_kl(mean, log_var):
 class VAE(nn.Module):
     """p(x, z | y) = N(z; 0, I) Bernoulli(x; decode(z, y)) and q(z | x, y) = N(z; encode(x, y))."""
 
-    def __init__(self, hidden=500, latent_dim=20, conditional=True):
+    def __init__(self, hidden=800, latent_dim=20, conditional=True):
         super().__init__()
         self.latent_dim, self.conditional = latent_dim, conditional
         self.encoder = nn.Sequential(
@@ -86,7 +86,7 @@ class VAE(nn.Module):
 
     def with_class(self, v, y):
         """v (B, D) and a one-hot class: (B, D + 11). y is None (the null label), a class or (B,) classes."""
-        y = torch.as_tensor(NULL if y is None else y, device=v.device).expand(len(v))
+        y = self.labels(NULL if y is None else y, len(v))
         return torch.cat([v, F.one_hot(y, 11).to(v)], 1)
 
     def encode(self, x, y=None):
@@ -106,10 +106,9 @@ class VAE(nn.Module):
         return log_likelihood - beta * gaussian_kl(mean, log_var).sum(1)
 
     def labels(self, y, n):
-        """y as (n,) classes; None draws them from p(y), uniform (in an unconditional model: NULL)."""
-        if y is None and self.conditional:
-            return torch.randint(10, (n,), device=self.decoder[0].weight.device)
-        return torch.as_tensor(NULL if y is None else y, device=self.decoder[0].weight.device).expand(n)
+        """y as (n,) classes; None draws them from p(y), uniform. An unconditional model knows NULL alone."""
+        y = torch.randint(10, (n,)) if y is None else torch.as_tensor(y)
+        return (y if self.conditional else torch.tensor(NULL)).to(self.decoder[0].weight.device).expand(n)
 
     @torch.no_grad()
     def sample(self, n, y=None):

@@ -1,9 +1,7 @@
 """The things to break of ddpm.py, broken: no residual, a chain that ends too early, noise after the last step."""
-import pytest
 import torch
 from broken import chapter, class_accuracy, digits, thing, trained
 
-pytestmark = pytest.mark.slow
 FLAGS = "--steps 300 --batch-size 32 --channels 8 --timesteps 50 --ddim-steps 8 --lr 5e-3"
 ASKED = torch.arange(100) % 10
 

@@ -1,9 +1,7 @@
 """The things to break of gan.py, broken: a game that one side throws, a D too sure, a z with two values."""
-import pytest
 import torch
 from broken import chapter, thing, trained
 
-pytestmark = pytest.mark.slow
 FLAGS = "--steps 300 --batch-size 32 --channels 8 --latent-dim 16 --lr 2e-3"
 
 

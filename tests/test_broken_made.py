@@ -1,9 +1,7 @@
 """The things to break of made.py, broken: each edit is made on a copy, each promised symptom is measured."""
-import pytest
 import torch
 from broken import digits, thing, trained
 
-pytestmark = pytest.mark.slow
 FLAGS = "--steps 300 --batch-size 64 --hidden 64 --lr 0.06"
 LATE = "training, self.losses = sum(self.losses) / len(self.losses), []", \
     "training, self.losses = sum(self.losses[-50:]) / 50, []"  # the training loss of the last 50 steps

@@ -1,11 +1,9 @@
 """The things to break in vae.py: each is done, and shows what the notes promise."""
 import math
 
-import pytest
 import torch
 from broken import class_accuracy, digits, thing, trained
 
-pytestmark = pytest.mark.slow
 NAME, FLAGS = "vae", "--steps 700 --batch-size 32 --hidden 128 --lr 3e-3"
 
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
+from harness import ROOT
 from scipy import stats
-from test_frame import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import compare  # noqa: E402

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from test_frame import CHAPTERS, ROOT, TINY, environment
+from harness import CHAPTERS, NEW, ROOT, TINY, small
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme as front  # noqa: E402
@@ -80,7 +80,8 @@ def opening(name):
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_numbers_of_an_opening_are_those_of_the_results(name):
-    seen = opening(name).split("What you will see")[1].split("What differs")[0]
+    start = f"`python {name}.py`" if name in NEW else "What you will see"
+    seen = opening(name).split(start)[1].split("What differs")[0]
     seen = re.sub(r"On one GPU: `.*?`", "", seen, flags=re.S)
     assert not [bad for paragraph in prose(seen) for bad in unmeasured(paragraph, [name])]
 
@@ -105,15 +106,11 @@ def test_a_number_that_nobody_measured_is_found():
 def test_the_results_are_those_of_the_default_run_on_real_data(name):
     run = KNOWN[f"{name}-cpu"]
     spec = __import__(name)
-    defaults = {k: v[0][0] if isinstance(v[0], tuple) else v[0] for k, v in (spec.FLAGS | spec.COMMON).items()}
-    assert run["settings"] == {k: defaults[k] for k in run["settings"]} and run["settings"].keys() >= spec.FLAGS.keys()
-    assert run["steps done"] == defaults["steps"] and "stand-in" not in run["source"]
-
-
-def test_the_frame_is_as_long_as_said(tmp_path):
-    frame = re.search(r"# %% The frame.*?(?=\n# %% )", (ROOT / "made.py").read_text(encoding="utf-8"), re.S).group()
-    (tmp_path / "frame.py").write_text(frame)
-    assert f"{front.compare.lines_of_code(tmp_path / 'frame.py')} of them, the frame" in README
+    flags = spec.SETTINGS | {"seed": (0,), "stand_in": ("auto",)} if name in NEW else spec.FLAGS | spec.COMMON
+    defaults = {k: v[0][0] if isinstance(v[0], tuple) else v[0] for k, v in flags.items()}
+    own = spec.SETTINGS if name in NEW else spec.FLAGS
+    assert run["settings"] == {k: defaults[k] for k in run["settings"]} and run["settings"].keys() >= own.keys()
+    assert run["step" if name in NEW else "steps done"] == defaults["steps"] and "stand-in" not in run["source"]
 
 
 def test_tables_of_the_readme_are_those_of_the_results():
@@ -156,6 +153,7 @@ def test_no_picture_is_left_over():
     assert linked == {*front.PICTURES, "gallery.png", "taxonomy.png", "comparison.png"}
 
 
+@pytest.mark.slow
 def test_the_diff_for_many_machines_trains_equal_ranks(tmp_path):
     diff = re.search(r"^## Outgrowing one machine.*?```diff\n(.*?)```", README, re.S | re.M).group(1)
     for f in ("ddpm.py", "data.py"):
@@ -164,10 +162,10 @@ def test_the_diff_for_many_machines_trains_equal_ranks(tmp_path):
     ranks = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "ddpm.py",
          *TINY["ddpm"].split()], cwd=tmp_path, capture_output=True, text=True, timeout=240,
-        env=environment() | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+        env=small() | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
     assert ranks.returncode == 0, ranks.stderr
     a, b = (torch.load(tmp_path / "out" / f"ddpm-{k}" / "model.pt", weights_only=True) for k in (0, 1))
     assert a["step"] == b["step"] == 3
-    for part in ("model", "average"):
+    for part in ("model", "ema"):
         assert all(torch.equal(v, b["state"][part][k]) for k, v in a["state"][part].items())
-    assert a["curve"][-1][1] != b["curve"][-1][1]  # each rank saw digits of its own
+    assert a["curve"][-1]["training"] != b["curve"][-1]["training"]  # each rank saw digits of its own
