@@ -174,9 +174,9 @@ def main(argv=None):
         ema.update_parameters(G)
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
-                train, unseen = D(x[:1000] / 255, y[:1000]), D(x[n:][:1000] / 255, y[n:][:1000])
-                fake = D(ema.module.sample(1000, y[:1000]), y[:1000])
-            means = [logits.sigmoid().mean().item() for logits in (train, unseen, fake)]
+                seen, unseen = D(x[:1000] / 255, y[:1000]), D(x[n:][:1000] / 255, y[n:][:1000])
+                fake = D(ema.module.sample(len(seen), y[:1000]), y[:1000])
+            means = [logits.sigmoid().mean().item() for logits in (seen, unseen, fake)]
             samples = ema.module.sample(40, torch.arange(40) % 10)
             run.save(discriminator_loss(unseen, fake).item(), grid(samples, f"samples after {step:,} steps"),
                      D=means)  # on training, unseen and generated digits
@@ -201,9 +201,10 @@ def load(path=f"out/{NAME}/model.pt", device="cpu"):
     ema = AveragedModel(Generator(s["channels"], s["latent_dim"], s["label_dropout"] < 1))
     ema.load_state_dict(saved["state"]["ema"])
     return ema.module.to(device).eval()
+
 def grid(images, title, cols=None, rows=None, columns=10):
     """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of columns and rows."""
-    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1)
+    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
     figure = Figure(figsize=(columns / 2 + 1.2, len(tiles) / 56 + 0.9), layout="constrained")
     figure.suptitle(title, size=10)
     ax = figure.subplots()
@@ -244,7 +245,8 @@ def evaluate(run, model, x, y, x_train, y_train):
     run.picture("samples.png", grid(samples, "samples of each class", names))
     styles = model.sample(80, digit.repeat(8), z.repeat_interleave(10, 0))
     run.picture("style.png", grid(styles, "one z a row, one class a column: z is the style", names))
-    walk = [model.sample(10, digit, z[k].lerp(z[k - 1], u / 9).repeat(10, 1)) for k in range(8) for u in range(10)]
+    walk = [model.sample(10, digit, z[k].lerp(z[k - 1], u).repeat(10, 1))
+            for k in range(8) for u in torch.linspace(0, 1, 10).tolist()]
     run.picture("interpolation.png", grid(torch.cat(walk[:11]), "from one z to another in each class", names))
     run.picture("interpolation.gif", *(grid(images, "walking through z", names) for images in walk))
     copies = near[nearest(samples[:20])] / 255
@@ -274,13 +276,13 @@ def evaluate(run, model, x, y, x_train, y_train):
 # 2. Set --gamma 0: in `game`, D(x) of training digits and of generated ones part.
 # 3. Set --latent-dim 1: on a sphere of one dimension z is −1 or +1, and each row of `style` is one of two.
 #
-# Read before: vae.py. Next: realnvp.py. Later GANs: R3GAN (Huang et al. 2025, 2501.05441).
+# References: the papers above; a GAN of today is R3GAN (Huang et al. 2025, 2501.05441). Read before: vae.py.
+# Next: realnvp.py.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
     """The flags as attributes, and what a training loop needs around it: see `main`."""
     pause, last_save, notebook = 5, "nothing was saved", "kernel" in Path(sys.argv[0]).name
-
     def __init__(self, argv=None):
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
         devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -387,7 +389,8 @@ class Run:
             (part := self.out / f"{name}.part").write_bytes(blob)
             return part.replace(self.out / name)
         except OSError as error:
-            Path(f"{self.out / name}.part").unlink(missing_ok=True)
+            for part in self.out.glob(f"{name}.part"):
+                part.unlink()
             raise OSError(f"cannot write {self.out / name}: {error.strerror}") from error
 
     def picture(self, name, *figures):
@@ -407,11 +410,10 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in results.items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, cpu = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
         metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
                    "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else cpu, "torch": torch.__version__,
-                   "curve": self.curve}
+                   "device": torch.cuda.get_device_name() if gpu else where, "curve": self.curve}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
         figure = Figure(figsize=(6, 4), layout="constrained")
         steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))

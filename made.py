@@ -105,7 +105,7 @@ class MADE(nn.Module):
         return F.linear(h, out) + F.linear(x, direct) + b_out
 
     def log_prob(self, x, y=None, k=None):
-        """log p(x | y) of binary images x (B, 1, 28, 28), exact: nats (B,). In ordering k, or by the ensemble:
+        """log p(x | y) of binary images x (B, 1, 28, 28), exact: nats (B,). In ordering k or by the ensemble:
         the log of the mean of all likelihoods. y is None (the null label), a class or (B,) classes."""
         x, log_probs = x.flatten(1), []
         for ordering in range(self.orderings) if k is None else [k]:
@@ -120,7 +120,7 @@ class MADE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n, y=None, given=None, k=0, frames=None):
-        """n binary images (n, 1, 28, 28), pixel by pixel; y is None, a class or (n,) classes. Units of degree m
+        """n binary images (n, 1, 28, 28), pixel by pixel; y: None, a class or (n,) classes. Units of degree m
         need the first m pixels alone, so each is computed once: the work of one pass. `given` (n, g) are the
         first g pixels, if known; the list `frames` collects the images after each row."""
         (hidden, out, direct), (pixel, *units) = self.weights(k), self.degrees(k)
@@ -199,9 +199,10 @@ def load(path=f"out/{NAME}/model.pt", device="cpu"):
     model = MADE(784, s["hidden"], s["layers"], s["orderings"], s["label_dropout"] < 1)
     model.load_state_dict(saved["state"]["model"])
     return model.to(device).eval()
+
 def grid(images, title, cols=None, rows=None, columns=10):
     """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of columns and rows."""
-    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1)
+    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
     figure = Figure(figsize=(columns / 2 + 1.2, len(tiles) / 56 + 0.9), layout="constrained")
     figure.suptitle(title, size=10)
     ax = figure.subplots()
@@ -248,7 +249,7 @@ def evaluate(run, model, x, y, x_train, y_train):
     x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
     half = x10.flatten(1)[:, :392]
     rows = [x10, F.pad(half, (0, 392)).view_as(x10), *(model.sample(10, digit, half) for _ in range(4))]
-    run.picture("completion.png", grid(torch.cat(rows), "the lower half of a digit, sampled four times", names,
+    run.picture("completion.png", grid(torch.cat(rows), "the lower half of a digit, drawn four times", names,
                                        ["x", "given", 1, 2, 3, 4]))
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     figure.suptitle("the masks: black weights are kept")
@@ -277,7 +278,6 @@ def evaluate(run, model, x, y, x_train, y_train):
 class Run:
     """The flags as attributes, and what a training loop needs around it: see `main`."""
     pause, last_save, notebook = 5, "nothing was saved", "kernel" in Path(sys.argv[0]).name
-
     def __init__(self, argv=None):
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
         devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -384,7 +384,8 @@ class Run:
             (part := self.out / f"{name}.part").write_bytes(blob)
             return part.replace(self.out / name)
         except OSError as error:
-            Path(f"{self.out / name}.part").unlink(missing_ok=True)
+            for part in self.out.glob(f"{name}.part"):
+                part.unlink()
             raise OSError(f"cannot write {self.out / name}: {error.strerror}") from error
 
     def picture(self, name, *figures):
@@ -404,11 +405,10 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in results.items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, cpu = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
         metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
                    "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else cpu, "torch": torch.__version__,
-                   "curve": self.curve}
+                   "device": torch.cuda.get_device_name() if gpu else where, "curve": self.curve}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
         figure = Figure(figsize=(6, 4), layout="constrained")
         steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))

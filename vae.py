@@ -55,8 +55,8 @@ NULL = 10  # the null label: no class given
 SETTINGS = {
     "steps": (60000, "optimiser steps", 1, 10**9),
     "batch_size": (100, "digits per step", 1, 10**6),
-    "lr": (2e-3, "peak learning rate of Adam", 0, 10),
-    "hidden": (800, "units in each of the two hidden layers of encoder and decoder", 1, 10**5),
+    "lr": (2e-3, "peak learning rate of AdamW", 0, 10),
+    "hidden": (500, "units in each of the two hidden layers of encoder and decoder", 1, 10**5),
     "latent_dim": (20, "dimensions of the latent z; 2 give a plane that can be drawn whole", 1, 1000),
     "beta": (1.0, "weight of the KL term: 1 is the bound, more is a beta-VAE", 0, 1000),
     "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
@@ -74,7 +74,7 @@ def gaussian_kl(mean, log_var):
 class VAE(nn.Module):
     """p(x, z | y) = N(z; 0, I) Bernoulli(x; decode(z, y)) and q(z | x, y) = N(z; encode(x, y))."""
 
-    def __init__(self, hidden=800, latent_dim=20, conditional=True):
+    def __init__(self, hidden=500, latent_dim=20, conditional=True):
         super().__init__()
         self.latent_dim, self.conditional = latent_dim, conditional
         self.encoder = nn.Sequential(
@@ -136,7 +136,7 @@ def main(argv=None):
 
     torch.manual_seed(run.seed)
     model = VAE(run.hidden, run.latent_dim, run.label_dropout < 1).to(run.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
     for step in run.loop(model=model, optimizer=optimizer, schedule=schedule):
@@ -173,9 +173,10 @@ def load(path=f"out/{NAME}/model.pt", device="cpu"):
     model = VAE(s["hidden"], s["latent_dim"], s["label_dropout"] < 1)
     model.load_state_dict(saved["state"]["model"])
     return model.to(device).eval()
+
 def grid(images, title, cols=None, rows=None, columns=10):
     """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of columns and rows."""
-    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1)
+    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
     figure = Figure(figsize=(columns / 2 + 1.2, len(tiles) / 56 + 0.9), layout="constrained")
     figure.suptitle(title, size=10)
     ax = figure.subplots()
@@ -209,7 +210,7 @@ def log_weights(model, x, y=None):
 
 @torch.no_grad()
 def importance_bound(model, x, y=None, samples=5000):
-    """log (1/S) Σ_s w_s: on average below log p(x | y), exact for large S: nats (B,) (Burda et al., eq. 8)."""
+    """log (1/S) Σ_s w_s: on average below log p(x | y), exact for large S: nats (B,) (Burda et al. 2016)."""
     return torch.stack([log_weights(model, x, y) for _ in range(samples)]).logsumexp(0) - math.log(samples)
 
 @torch.no_grad()
@@ -236,13 +237,14 @@ def evaluate(run, model, x, y, x_train, y_train):
     digit, names = torch.arange(10, device=x.device), list("0123456789")
     x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
     noisy = (x10 - (torch.rand_like(x10) < 0.05).float()).abs()  # one pixel in twenty flipped
-    z8, (mean, log_var) = torch.randn(8, len(kl), device=x.device), model.encode(x10)
+    styles = torch.randn(8, len(kl), device=x.device).repeat_interleave(10, 0)
+    mean, log_var = model.encode(x10)
     walk = [mean.lerp(mean.roll(-1, 0), u / 8) for u in range(9)]
     drawn = [mean + torch.exp(0.5 * log_var) * torch.randn_like(mean) for _ in range(3)]
     for name, title, z, labels, rows, above in (
-            ("style", "one z a row, one class a column", z8.repeat_interleave(10, 0), digit.repeat(8), None, []),
+            ("style", "one z a row, one class a column", styles, digit.repeat(8), None, []),
             ("reconstructions", "three z ~ q(z | x), decoded", torch.cat(drawn), None, "x123", [x10]),
-            ("denoising", "encoded and decoded", model.encode(noisy)[0], None, ["x", "noisy", ""], [x10, noisy]),
+            ("denoising", "encoded, decoded", model.encode(noisy)[0], None, ["x", "noisy", ""], [x10, noisy]),
             ("interpolation", "a straight line to the next digit's z", torch.cat(walk), None, None, [])):
         images = torch.cat([*above, model.decode(z, labels).sigmoid()])
         run.picture(f"{name}.png", grid(images, title, names, rows))
@@ -283,13 +285,15 @@ def evaluate(run, model, x, y, x_train, y_train):
 
 # %% Notes
 # Differs from the paper: two hidden layers of 500 SiLU units for one of 500 tanh units, Adam with one cycle
-# of the learning rate for Adagrad, digits binarised afresh in every batch, and the class y as a further input
-# of both networks. `sample(n)` draws y ~ p(y) first: @@.
+# of the learning rate for Adagrad, digits binarised afresh in every batch, and the class as an input of both
+# networks. `sample(n)` draws y ~ p(y), then x ~ p(x | y), which is x ~ p(x) by the chain rule: under the null
+# label, seen by a tenth of the digits, z itself must separate the classes, and their shares are off (total
+# variation distance 0.22; with label dropout 0.3 it is 0.17, but class accuracy falls to 82 %).
 #
 # Things to break:
 # 1. In `elbo`, decode z.detach(): the encoder learns from the KL alone, which falls to 0 (posterior
 #    collapse), and all samples of a class are one blur.
-# 2. In `bernoulli_log_prob`, put .mean(1) for .sum(1): the KL outweighs the pixels 784 times and every unit
+# 2. In `bernoulli_log_prob`, put .mean(1) for .sum(1): the KL outweighs the pixels 784 times, every unit
 #    collapses.
 # 3. Set --beta 0: reconstructions sharpen, samples turn to noise, validation runs away.
 #
@@ -301,7 +305,6 @@ def evaluate(run, model, x, y, x_train, y_train):
 class Run:
     """The flags as attributes, and what a training loop needs around it: see `main`."""
     pause, last_save, notebook = 5, "nothing was saved", "kernel" in Path(sys.argv[0]).name
-
     def __init__(self, argv=None):
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
         devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -408,7 +411,8 @@ class Run:
             (part := self.out / f"{name}.part").write_bytes(blob)
             return part.replace(self.out / name)
         except OSError as error:
-            Path(f"{self.out / name}.part").unlink(missing_ok=True)
+            for part in self.out.glob(f"{name}.part"):
+                part.unlink()
             raise OSError(f"cannot write {self.out / name}: {error.strerror}") from error
 
     def picture(self, name, *figures):
@@ -428,11 +432,10 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in results.items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, cpu = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
         metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
                    "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else cpu, "torch": torch.__version__,
-                   "curve": self.curve}
+                   "device": torch.cuda.get_device_name() if gpu else where, "curve": self.curve}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
         figure = Figure(figsize=(6, 4), layout="constrained")
         steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))

