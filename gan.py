@@ -135,7 +135,7 @@ def main(argv=None):
     x, y, x_test, y_test, run.source = mnist(run.stand_in)
     x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
     n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
-    run.baselines = {"a discriminator that answers 1/2": 2 * math.log(2)}
+    run.baselines = {"discriminator loss if D = 1/2, nats": 2 * math.log(2)}
 
     torch.manual_seed(run.seed)
     G, D = Generator(run.channels, run.latent_dim, run.label_dropout < 1), Discriminator(run.channels)
@@ -408,7 +408,7 @@ class Run:
 
     def report(self, results):
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
-        for name, value in results.items():
+        for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
         gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
         metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,

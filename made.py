@@ -403,7 +403,7 @@ class Run:
 
     def report(self, results):
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
-        for name, value in results.items():
+        for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
         gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
         metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,

@@ -75,8 +75,8 @@ def test_what_summing_gains_on_easier_digits_is_carried_over_to_all():
     assert row["-log p(x), class summed out"] == 79 and row["summed over"] == 1000 and row["unit"] == "nats"
     grey = compare.likelihood(compare.GREY, {"results": results})
     assert grey["-log p(x), class summed out"] == pytest.approx(79 / 784 / math.log(2)) and grey["unit"] == "bits/dim"
-    exact = {"test -log p(x), nats, network not told the class": 80.0, "test -log p(x | y), nats": 76.0,
-             "test -log p(x), nats, class summed out": 79.5, "its standard error": 0.5}
+    exact = {"test NLL, unconditional, nats": 80.0, "test NLL, conditional, nats": 76.0,
+             "test NLL, marginal over the classes, nats": 79.5, "its standard error": 0.5}
     row = compare.likelihood("made", {"results": exact})
     assert row["-log p(x), class summed out"] == 79.5 and row["summed over"] == 10000 and row["95 %"] == 0.98
 

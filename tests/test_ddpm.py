@@ -96,15 +96,20 @@ def test_algorithm_2_with_the_optimal_denoiser_has_the_data_s_mean_and_variance(
     assert x.mean().item() == pytest.approx(MU, abs=0.01) and x.std().item() == pytest.approx(0.2, rel=0.04)
 
 
-def test_algorithm_2_adds_no_noise_after_the_last_step():
-    model, draws = random_model(T=3), []
-    usual = torch.randn_like
-    torch.randn_like = lambda x: draws.append(1) or usual(x)
-    try:
-        model.sample(2, 3)
-    finally:
-        torch.randn_like = usual
-    assert len(draws) == 2  # of three steps
+@pytest.mark.parametrize("T", [1, 60])
+def test_algorithm_2_adds_noise_after_every_step_but_the_last(T):
+    model = random_model(T)
+    torch.manual_seed(1)
+    sample = model.sample(2, 3)
+    torch.manual_seed(1)
+    x = torch.randn(2, 1, 28, 28)
+    for t in range(T, 0, -1):
+        mean = x - model.beta[t] / (1 - model.alpha_bar[t]).sqrt() * model.eps(x, t, 3).detach()
+        x = mean / (1 - model.beta[t]).sqrt()
+        if t > 1:
+            x = x + model.beta[t].sqrt() * torch.randn(2, 1, 28, 28)
+    assert torch.allclose(sample, (x.clamp(-1, 1) + 1) / 2, atol=1e-5)
+    assert ((sample > 0) & (sample < 1)).float().mean() > 0.1  # where the clamp does not act
 
 
 @pytest.mark.parametrize("t, s", [(2, 1), (500, 499), (1000, 999), (700, 350), (10, 0)])
@@ -143,17 +148,30 @@ def test_the_first_term_is_bayes_rule_summed_over_256_levels():
     torch.manual_seed(0)
     model, h = optimal(), torch.rand(256, dtype=torch.float64)
     h /= h.sum()
-    levels = torch.arange(256, dtype=torch.float64)
-    x1 = torch.full((256, 1, 28, 28), -0.31, dtype=torch.float64)
-    model.q_sample = lambda x0, t, eps: x1  # one x_1 for every level
-    x0 = (levels / 127.5 - 1).view(256, 1, 1, 1).expand(256, 1, 28, 28)
-    p = (-ddpm.bound_term(model, x0, 0, h) / 784).exp()
-    likelihood = [math.exp(-(-0.31 - (1 - 1e-4) ** 0.5 * (k / 127.5 - 1)) ** 2 / (2 * 1e-4)) for k in range(256)]
-    joint = [h[k].item() * likelihood[k] for k in range(256)]
-    assert p.sum().item() == pytest.approx(1, abs=1e-9)
-    assert p.tolist() == pytest.approx([v / sum(joint) for v in joint], rel=1e-3, abs=1e-12)
-    flat = (-ddpm.bound_term(model, x0, 0, FLAT) / 784).exp()
-    assert not torch.allclose(p, flat, rtol=0.1)
+    x0 = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(256, 1, 1, 1)  # images of one pixel, of every level
+    for x1 in (2.1 * torch.rand(20) - 1.05).tolist():
+        model.q_sample = lambda x0, t, eps: torch.full_like(x0, x1)  # one x_1 for every level
+        p, flat = ((-ddpm.bound_term(model, x0, 0, histogram)).exp() for histogram in (h, FLAT))
+        joint = [h[k].item() * math.exp(-(x1 - (1 - 1e-4) ** 0.5 * (k / 127.5 - 1)) ** 2 / (2 * 1e-4))
+                 for k in range(256)]
+        assert p.sum().item() == pytest.approx(1, abs=1e-9)
+        assert p.tolist() == pytest.approx([v / sum(joint) for v in joint], rel=1e-3, abs=1e-12)
+        assert not torch.allclose(p, flat, rtol=0.1)
+
+
+def test_l_0_adds_up_over_pixels_and_x_1_is_one_step_of_noise():
+    torch.manual_seed(0)
+    model, h, levels = optimal(), torch.rand(256).double(), torch.randint(256, (2, 1, 3, 3))
+    model.q_sample, usual = lambda x0, t, eps: calls.append(t) or usual(x0, t, eps), model.q_sample
+    calls = []
+    torch.manual_seed(1)
+    term = ddpm.bound_term(model, levels.double() / 127.5 - 1, 0, h / h.sum())
+    torch.manual_seed(1)
+    x1 = usual(levels.double() / 127.5 - 1, 1, torch.randn(2, 1, 3, 3, dtype=torch.float64))
+    centre = model.alpha_bar[1].sqrt().flatten() * (torch.arange(256) / 127.5 - 1)
+    p = h * torch.distributions.Normal(centre, model.beta[1].sqrt().flatten()).log_prob(x1[..., None]).exp()
+    by_hand = -(p / p.sum(-1, keepdim=True)).gather(-1, levels[..., None]).log().flatten(1).sum(1)
+    assert calls == [1] and term.shape == (2,) and torch.allclose(term, by_hand, rtol=1e-4)
 
 
 def test_the_last_term_is_the_kl_of_torch_distributions():
@@ -218,6 +236,8 @@ def test_guidance_mixes_the_conditional_and_the_null_prediction():
     assert not torch.allclose(given, null) and torch.equal(null, model.eps(x, 7, ddpm.NULL))
     for w in (0.0, 1.0, 2.5):
         assert torch.allclose(ddpm.guided_eps(model, x, 7, y, w), null + w * (given - null), atol=1e-5)
+        assert torch.equal(ddpm.guided_eps(model, x, 7, None, w), null)
+    assert torch.equal(ddpm.guided_eps(model, x, 7, y, 0), ddpm.guided_eps(model, x, 7, y.flip(0), 0))
     calls, usual = [], model.net.forward
     model.net.forward = lambda x, t, y: calls.append(len(x)) or usual(x, t, y)
     ddpm.guided_eps(model, x, 7, y, 1.0)
@@ -261,6 +281,26 @@ def test_inpainting_keeps_what_is_known():
     x = ddpm.inpaint(model, x0, torch.arange(28).view(28, 1) < 14, torch.tensor([1, 2]), steps=20)
     assert torch.allclose(x[:, :, :14], x0[:, :, :14], atol=1e-6)
     assert not torch.allclose(x[:, :, 14:], x0[:, :, 14:], atol=0.1)
+
+
+def test_inpainted_pixels_have_the_data_s_mean_and_variance():
+    torch.manual_seed(0)
+    model, known = optimal(s2=0.2**2), torch.arange(28).view(28, 1) < 14
+    x = ddpm.inpaint(model, gaussian_data(32, 0.2**2), known)[:, :, 14:]
+    assert x.mean().item() == pytest.approx(MU, abs=0.01) and x.std().item() == pytest.approx(0.2, rel=0.04)
+
+
+def test_the_class_reaches_every_sampler_and_every_term_with_a_network():
+    model, x = random_model(), torch.rand(3, 1, 28, 28) * 2 - 1
+    a, b, none = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 4]), torch.full((3,), ddpm.NULL)
+    for f in (lambda y: last(ddpm.ddim(model, x, y, 5)), lambda y: ddpm.bound_term(model, x, 9, FLAT.float(), y),
+              lambda y: ddpm.inpaint(model, x, torch.zeros(28, 28).bool(), y, 5), lambda y: model.sample(3, y),
+              lambda y: ddpm.ddim_sample(model, 3, y, 5), lambda y: model.loss(x, y).view(1).expand(3)):
+        out = []
+        for y in (a, b, none):
+            torch.manual_seed(0)
+            out.append(f(y).detach())
+        assert not torch.allclose(out[0][2], out[1][2]) and not torch.allclose(out[0], out[2])
 
 
 def test_an_untrained_network_predicts_its_input():

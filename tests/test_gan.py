@@ -43,6 +43,8 @@ def test_no_class_is_one_drawn_or_the_null_label_and_both_networks_depend_on_it(
     of_each = torch.stack([model.sample(1, y, z[:1])[0] for y in range(11)])
     drawn = torch.cdist(model.sample(200, None, z).flatten(1), of_each.flatten(1)).argmin(1)
     assert set(drawn.tolist()) == set(range(10))  # never the null label
+    y = torch.arange(5)
+    assert torch.cdist(model.sample(5, y, z[:5]).flatten(1), of_each.flatten(1)).argmin(1).tolist() == y.tolist()
     model.conditional = False
     assert torch.equal(model.sample(200, None, z), model.sample(200, gan.NULL, z))
     torch.nn.init.normal_(D.label.weight)
