@@ -4,8 +4,7 @@
 # ///
 """DDPM: denoising diffusion probabilistic models (Ho, Jain & Abbeel 2020, arXiv:2006.11239).
 
-The forward chain q adds a little Gaussian noise to an image x_0, T = 1,000 times, until nothing of it is
-left:
+The forward chain q adds a little Gaussian noise to an image x_0, T = 1,000 times, until nothing is left:
 
     q(x_t | x_{t−1}) = N(√α_t x_{t−1}, β_t I)        α_t = 1 − β_t,  β_t rising linearly from 0.0001 to 0.02
 
@@ -19,10 +18,9 @@ the class y, learns to predict the noise in x_t; the prediction gives the mean o
     loss = E ‖ε − ε̂(x_t, t, y)‖²                                                        (Algorithm 1)
     x_{t−1} = (x_t − β_t / √(1 − ᾱ_t) · ε̂) / √α_t + √β_t z,   z ~ N(0, I)               (Algorithm 2)
 
-Training is plain regression: pick a digit, a time t and a noise ε. Sampling starts from pure noise x_T and
-walks the chain back; DDIM takes the same network through 12 long strides without new noise. p(x): a lower
-bound, T + 1 terms. Latent: x_T, as large as the image. Good at: sample quality, stable training. Bad at:
-speed, since a sample takes many network calls.
+Training is plain regression: pick a digit, a time t, a noise ε. Sampling starts from pure noise x_T and walks
+the chain back; DDIM does it in 12 long strides, without new noise. p(x): a lower bound, T + 1 terms. Latent:
+x_T, as large as the image. Good at: sample quality, stable training. Bad at: speed, many calls a sample.
 
 Why it works: ε̂ is a score, the gradient of a log-density. Given x_0, x_t is Gaussian with standard deviation
 σ_t = √(1 − ᾱ_t), so ∇ log q(x_t | x_0) = −(x_t − √ᾱ_t x_0) / σ_t² = −ε / σ_t. The best prediction of ε
@@ -31,10 +29,17 @@ data's own log-density: ∇ log q(x_t) = −E[ε | x_t] / σ_t ≈ −ε̂ / σ_
 direction of the data.
 
 Label dropout: a tenth of the digits carry the null label in place of y; classifier-free guidance exaggerates
-the difference between ε̂(x_t, t, y) and the prediction under the null label, and makes classes clearer and
-less varied.
+the difference between the two predictions, which makes classes clearer and less varied.
 
-    @@COMMAND
+`python ddpm.py` on MNIST and 2 cores of an Intel Xeon (bfloat16): 387 s of training, 425 s in all.
+
+    step 684/10,000  noise prediction error 0.0433  1,681 digits/s  5 min 55 s left
+    step 5,576/10,000  noise prediction error 0.0265  1,662 digits/s  2 min 50 s left
+    step 10,000/10,000  noise prediction error 0.0240  1,652 digits/s  0 min 00 s left
+
+A separate classifier finds the class asked for in 99.2 % of 5,000 samples (92.7 % without guidance). Test
+set: −log p(x) ≤ 1.38 ± 0.01 bits/dim under the null label, of it 0.43 for L_0 (8-bit grey, one draw a term, ±
+one standard error); independent pixels: 1.69.
 """
 import argparse
 import functools
@@ -188,8 +193,7 @@ def main(argv=None):
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
                 validation = ema.module.loss(x[n:][:2000] / 127.5 - 1, y[n:][:2000]).item()
-            digit = torch.arange(40, device=run.device) % 10
-            samples = ddim_sample(ema.module, 40, digit, run.ddim_steps, run.guidance)
+            samples = ddim_sample(ema.module, 40, torch.arange(40) % 10, run.ddim_steps, run.guidance)
             run.save(validation, grid(samples, f"samples after {step:,} steps"))
     evaluate(run, ema.module, x_test, y_test, x[:n], y[:n])
 
@@ -324,8 +328,8 @@ def evaluate(run, model, x, y, x_train, y_train):
     """Figures and pictures of uint8 test images x of classes y; training images to compare with."""
     torch.manual_seed(1)
     counts, nats, w = x_train.flatten().bincount(minlength=256) + 1, 784 * math.log(2), run.guidance
-    print(f"the bound's {model.T + 1} terms: 250 test digits for L_0, 16 for each other", flush=True)
-    draws = [bound_term(model, x[torch.randint(len(x), (250 if t == 0 else 16,))] / 127.5 - 1, t,
+    print(f"the bound's {model.T + 1} terms: 1,000 test digits for L_0, 16 for each other", flush=True)
+    draws = [bound_term(model, x[torch.randint(len(x), (1000 if t == 0 else 16,))] / 127.5 - 1, t,
                         counts / counts.sum()) / nats for t in range(model.T + 1)]
     quality = [sample_quality(functools.partial(ddim_sample, model, steps=run.ddim_steps, w=weight),
                               x_train, y_train, y) for weight in (w, 1)]

@@ -30,7 +30,16 @@ averaged.
 Label dropout: a tenth of the training digits carry the null label in place of y, so one network also learns
 p(x).
 
-    @@COMMAND
+`python vae.py` on MNIST and one core of an Intel Xeon (bfloat16): 539 s of training, 595 s in all.
+
+    step 3,614/70,000  -ELBO, nats 102.4577  14,302 digits/s  7 min 44 s left
+    step 36,098/70,000  -ELBO, nats 87.8150  13,460 digits/s  4 min 12 s left
+    step 70,000/70,000  -ELBO, nats 84.3554  12,976 digits/s  0 min 00 s left
+
+Test set, binarised once: −ELBO 86.19 nats given the class, 94.64 under the null label; with 5,000 importance
+samples 3.3 and 3.4 less (every 50th digit). Without classes, `--label-dropout 1`: 90.21. Untrained: 784 ln 2
+= 543.4; independent pixels: 206.0. A separate classifier finds the class asked for in 97.3 % of 5,000
+samples. A plane of latents to look at: `python vae.py --latent-dim 2`.
 """
 import argparse
 import io

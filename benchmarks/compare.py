@@ -183,7 +183,8 @@ def measure(name, judge, digits):
     row = {"likelihood": likelihood(name, metrics), "parameters": sum(p.numel() for p in model.parameters()),
            "seconds of training": metrics.get("seconds of training") or results["seconds of training"],
            "seconds for 64 samples": results.get("seconds for 64 samples", took),
-           "peak memory, MB": run.get("peak memory, MB"), "device": metrics["device"], "torch": metrics["torch"]}
+           "peak memory, MB": run.get("peak memory, MB"), "device": metrics["device"],
+           "torch": metrics.get("torch", torch.__version__)}
     rows = {who: {} if who in OTHERWISE else row for who in drawn}
     for protocol, names in GROUPS.items():
         for who in [n for n in names if n in drawn]:
@@ -220,7 +221,7 @@ def sequence(name):
     model = load(name)
     return {"results": metrics["results"], "parameters": sum(p.numel() for p in model.parameters()),
             "peak memory, MB": run.get("peak memory, MB"),
-            "device": metrics["device"], "torch": metrics["torch"]}
+            "device": metrics["device"], "torch": metrics.get("torch", torch.__version__)}
 
 
 # The table and the figure, from the JSON alone

