@@ -16,17 +16,18 @@ Each step is so small that its reverse is nearly Gaussian too. A network ε̂(x_
 the class y, learns to predict the noise in x_t; the prediction gives the mean of the reverse step:
 
     loss = E ‖ε − ε̂(x_t, t, y)‖²                                                        (Algorithm 1)
-    x_{t−1} = (x_t − β_t / √(1 − ᾱ_t) · ε̂) / √α_t + √β_t z,   z ~ N(0, I)               (Algorithm 2)
+    x_{t−1} = (x_t − β_t / √(1 − ᾱ_t) · ε̂) / √α_t + √β_t z,   z ~ N(0, I), 0 at t = 1   (Algorithm 2)
 
 Training is plain regression: pick a digit, a time t, a noise ε. Sampling starts from pure noise x_T and walks
-the chain back; DDIM does it in 12 long strides, without new noise. p(x): a lower bound, T + 1 terms. Latent:
-x_T, as large as the image. Good at: sample quality, stable training. Bad at: speed, many calls a sample.
+the chain back; DDIM, a faster sampler, does it in 12 long strides without new noise. p(x): a lower bound, T +
+1 terms. Latent: x_T, as large as the image. Good at: sample quality, stable training. Bad at: speed, many
+calls a sample.
 
-Why it works: ε̂ is a score, the gradient of a log-density. Given x_0, x_t is Gaussian with standard deviation
-σ_t = √(1 − ᾱ_t), so ∇ log q(x_t | x_0) = −(x_t − √ᾱ_t x_0) / σ_t² = −ε / σ_t. The best prediction of ε
-averages over every x_0 that may hide in x_t, and that average of gradients is the gradient of the noisy
-data's own log-density: ∇ log q(x_t) = −E[ε | x_t] / σ_t ≈ −ε̂ / σ_t. To predict the noise is to know the
-direction of the data.
+Why it works: −ε̂ / σ_t is a score, the gradient of a log-density in x_t. Given x_0, x_t is Gaussian with
+standard deviation σ_t = √(1 − ᾱ_t), so ∇ log q(x_t | x_0) = −(x_t − √ᾱ_t x_0) / σ_t² = −ε / σ_t. The best
+prediction of ε averages over every x_0 that may hide in x_t, and that average of gradients is the gradient of
+the noisy data's own log-density: ∇ log q(x_t) = −E[ε | x_t] / σ_t ≈ −ε̂ / σ_t. To predict the noise is to
+know the direction of the data.
 
 Label dropout: a tenth of the digits carry the null label in place of y; classifier-free guidance exaggerates
 the difference between the two predictions, which makes classes clearer and less varied.
@@ -69,7 +70,7 @@ SETTINGS = {
     "lr": (2e-3, "peak learning rate of Adam", 0, 10),
     "channels": (32, "feature maps at 14 x 14, twice as many at 7 x 7", 1, 10**4),
     "timesteps": (1000, "T, the length of the noising chain", 2, 10**5),
-    "ddim_steps": (12, "steps of the fast sampler, two network calls each under guidance", 1, 10**5),
+    "ddim_steps": (12, "steps of the fast sampler; guidance doubles the work of each", 1, 10**5),
     "guidance": (1.6, "weight w of guidance: 1 is p(x | y), more exaggerates the class", 0, 100),
     "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
 }
@@ -84,7 +85,7 @@ class ResBlock(nn.Module):
         self.conv1, self.conv2 = nn.Conv2d(C_in, C, 3, padding=1), nn.Conv2d(C, C, 3, padding=1)
         self.scale_shift = nn.Linear(D, 2 * C)
         self.skip = nn.Conv2d(C_in, C, 1) if C_in != C else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # at first a block changes nothing
+        nn.init.zeros_(self.conv2.weight)  # at first a block is its skip, up to a bias
 
     def forward(self, x, e):
         scale, shift = self.scale_shift(e)[:, :, None, None].chunk(2, 1)  # (B, C, 1, 1) each
@@ -152,7 +153,7 @@ class DDPM(nn.Module):
 
     @torch.no_grad()
     def sample(self, n, y=None):
-        """Algorithm 2: n images (n, 1, 28, 28) in [0, 1], T network calls; y: None, a class or (n,)."""
+        """Algorithm 2: n images (n, 1, 28, 28) in [0, 1], T network calls; y: None (drawn), class or (n,)."""
         x, y = torch.randn(n, 1, 28, 28, device=self.beta.device), self.labels(y, n)
         for t in range(self.T, 0, -1):
             z = torch.randn_like(x) if t > 1 else 0
@@ -174,8 +175,7 @@ def main(argv=None):
     torch.manual_seed(run.seed)
     model = DDPM(run.channels, run.timesteps, run.label_dropout < 1)
     model.to(run.device, memory_format=torch.channels_last)  # how convolutions are fastest
-    run.baselines = {"untrained, noise prediction error": model.loss(x[:1000] / 127.5 - 1).item(),
-                     "independent pixels, bits/dim": independent_pixels(x[:n], x_test) / 784 / math.log(2)}
+    run.baselines = {"untrained, noise prediction error": model.loss(x[:1000] / 127.5 - 1).item()}
     decay = max(0.0, 1 - 10 / run.steps)  # the EMA of the weights looks back over a tenth of the run
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
@@ -205,7 +205,8 @@ def read_checkpoint(path):
     with open(path, "rb") as file:
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
-            return {saved["name"]: saved}[NAME]
+            assert saved["name"] == NAME and saved["source"] and saved["state"]
+            return saved
         except Exception as error:  # a damaged file breaks the unpickler in many ways
             raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
 
@@ -328,12 +329,13 @@ def evaluate(run, model, x, y, x_train, y_train):
     """Figures and pictures of uint8 test images x of classes y; training images to compare with."""
     torch.manual_seed(1)
     counts, nats, w = x_train.flatten().bincount(minlength=256) + 1, 784 * math.log(2), run.guidance
-    print(f"the bound's {model.T + 1} terms: 1,000 test digits for L_0, 16 for each other", flush=True)
+    print(f"the bound's {model.T + 1} terms: 1,000 test digits for L_0, 16 for every other term", flush=True)
     draws = [bound_term(model, x[torch.randint(len(x), (1000 if t == 0 else 16,))] / 127.5 - 1, t,
                         counts / counts.sum()) / nats for t in range(model.T + 1)]
     quality = [sample_quality(functools.partial(ddim_sample, model, steps=run.ddim_steps, w=weight),
                               x_train, y_train, y) for weight in (w, 1)]
     run.report({
+        "independent pixels, bits/dim": independent_pixels(x_train, x) / nats,
         "test NLL bound, unconditional, bits/dim": sum(draw.mean() for draw in draws).item(),
         "its standard error": sum(draw.var() / len(draw) for draw in draws).sqrt().item(),
         "of it L_0": draws[0].mean().item()} | quality[0]
@@ -369,7 +371,7 @@ def evaluate(run, model, x, y, x_train, y_train):
 # levels; the bound's reverse steps have the variance of the posterior, `sample` has β_t.
 #
 # Things to break:
-# 1. In `UNet.forward`, leave out "x +": the loss falls later, and so do the classes.
+# 1. In `UNet.forward`, leave out "x +": the loss falls later, and the classes appear later.
 # 2. In `DDPM`, put torch.linspace(0.1, 2, timesteps): x_T still shows the digit, but sampling starts from
 #    pure noise, and samples come out too dark.
 # 3. In `DDPM.sample`, leave out "if t > 1 else 0": noise is added after the last step, and digits come out
@@ -411,12 +413,11 @@ class Run:
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
         self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
-    def autocast(self):
-        """bfloat16 where the hardware computes in it, else nothing."""
+    def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
         cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
-        fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
-                "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}
-        return torch.autocast(kind, torch.bfloat16, enabled=bool(fast[kind]))
+        return torch.autocast(kind, torch.bfloat16, enabled=bool({
+            "cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
+            "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]))
 
     def loop(self, **parts):
         """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
@@ -424,18 +425,17 @@ class Run:
             self.stopped = True  # Ctrl-C: training ends after this step
         self.parts, self.losses, self.stopped = parts, [], False
         if self.saved:
-            source, state = self.saved["source"], self.saved["state"]
-            if source != self.source:
-                raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
+            if self.saved["source"] != self.source:
+                raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, part in parts.items():
-                    if "last_epoch" in state[name]:  # a schedule: its place; --steps may be new
-                        state[name] = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state[name]:  # an optimiser: moments, rate; --lr may be new
-                        groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
-                        state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    part.load_state_dict(state[name])
+                for name, state in self.saved["state"].items():
+                    if "last_epoch" in state:  # a schedule: its place; --steps may be new
+                        state = {"last_epoch": self.step, "_step_count": self.step + 1}
+                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
+                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                        state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
+                    parts[name].load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
@@ -466,15 +466,17 @@ class Run:
 
     def save(self, validation, samples, **more):
         """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
-        training, self.losses = sum(self.losses) / len(self.losses), []
-        self.curve.append({"step": self.step, "training": training, "validation": validation, **more})
+        if not math.isfinite(validation):
+            raise FloatingPointError(f"not finite after step {self.step}: lower --lr; {Run.last_save}")
+        self.curve.append({"step": self.step, "training": sum(self.losses) / len(self.losses),
+                           "validation": validation, **more})
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
         saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
         torch.save(saved, blob := io.BytesIO())
         self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
         Run.last_save = f"step {self.step:,} is saved in {self.out}"
         self.picture("samples.png", samples)
-        self.kept = time.perf_counter()
+        self.losses, self.kept = [], time.perf_counter()
         self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
     def write(self, name, blob):
@@ -511,15 +513,15 @@ class Run:
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
         gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
-        metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
-                   "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else where, "curve": self.curve}
+        metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
+        metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
+                    "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        ax = Figure(figsize=(6, 4), layout="constrained").subplots()
         steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
-        figure.subplots().plot(steps, training, "o-", steps, validation, "o-", ms=3)
-        figure.axes[0].set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
-        self.picture("curve.png", figure)
+        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
+        self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:

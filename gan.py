@@ -6,7 +6,7 @@
 
 Two networks train each other, and nobody ever writes a likelihood down. The generator G turns noise z into an
 image; the discriminator D gives the probability that an image is real rather than generated. Each learns
-against the other:
+against the other, both given the class (left out here; a tenth of the digits carry a null label):
 
     D minimises  −E log D(x) − E log(1 − D(G(z)))        2 ln 2 = 1.386 for a D that always answers 1/2
     G minimises  −E log D(G(z))                          the non-saturating loss
@@ -16,16 +16,16 @@ measures the Jensen-Shannon divergence of data and samples, and the game is in e
 minimax game would have G minimise E log(1 − D(G(z))), which is flat just where D is sure, that is where G
 must learn; −log D is steep there, has the same equilibrium, but no longer descends JS.
 
-What keeps it stable. D may grow as steep as it likes where it is sure, and the two chase each other in
-circles. R1 adds γ/2 · E‖∂D's logit / ∂x‖² at real digits: flat where the data are, so that near the
-equilibrium the two spiral inwards. Against mode collapse, a G that draws one digit that passes, D also sees
-the minibatch standard deviation, how much the images of a batch differ.
+What keeps it stable. Unchecked, D grows ever steeper, and the two chase each other in circles. R1 adds γ/2 ·
+E‖∂D's logit / ∂x‖² at real digits: flat where the data are, so that near the equilibrium the two spiral
+inwards. Against mode collapse (G draws only one digit, which passes) D also sees the minibatch standard
+deviation: how much the images of a batch differ.
 
 How to read the losses. They do not fall: each is measured against an opponent that learns. D's is near 0 when
 D has won and G learns nothing, and near 1.386 when D cannot tell real from generated: because G is good, or
-because D is weak, or held flat by R1. If unseen digits score as generated ones do (picture `game`), D has
-memorised the training digits. Mode collapse does not show in the losses but in the samples: the same digit
-from every z, shares of the classes that are off.
+because D is weak, or held flat by R1. If unseen digits score as generated ones do, and training digits higher
+(picture `game`), D has memorised. Mode collapse does not show in the losses but in the samples: the same
+digit from every z, shares of the classes that are off.
 
 Sampling: one pass. p(x): none, not even a bound; nothing but counting samples shows which digits G never
 draws. Latent: z, without an encoder. Good at: sharp samples, speed. Bad at: coverage, and being measured.
@@ -65,7 +65,7 @@ SETTINGS = {
     "steps": (6000, "steps, each one of the discriminator and one of the generator", 1, 10**9),
     "batch_size": (64, "real digits per step, and as many generated ones", 2, 10**6),
     "lr": (1e-3, "peak learning rate of both Adams", 0, 10),
-    "channels": (32, "feature maps at 14 x 14, twice as many at 7 x 7", 1, 10**4),
+    "channels": (32, "feature maps, D at 14 x 14, G at 28 x 28; 4 times as many at 7 x 7", 1, 10**4),
     "latent_dim": (64, "dimensions of the latent z", 1, 10**5),
     "gamma": (1.0, "weight of R1, the gradient penalty at real digits; 0 leaves it out", 0, 1000),
     "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
@@ -96,7 +96,7 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def sample(self, n, y=None, z=None):
-        """n images (n, 1, 28, 28) in [0, 1]; y is None, a class or (n,) classes; z (n, Z), if given."""
+        """n images (n, 1, 28, 28) in [0, 1]; y: None (drawn), a class or (n,) classes; z (n, Z) if given."""
         y = self.labels(y, n)
         return self(torch.randn(n, self.latent_dim, device=y.device) if z is None else z, y)
 
@@ -118,7 +118,7 @@ class Discriminator(nn.Module):
         h = self.features(2 * x - 1)
         minibatch_std = h.float().std(0).mean().expand(len(h), 1)  # how much the images of a batch differ
         h = self.top(torch.cat([h, minibatch_std], 1)).float()
-        return self.real(h)[:, 0].float() + (self.label(y) * h).sum(1) / 16  # the projection discriminator
+        return self.real(h)[:, 0].float() + (self.label(y) * h).sum(1) / 16  # projection: how h fits y
 
 def discriminator_loss(real, fake):
     """-E log D(x) - E log(1 - D(G(z))), from the logits of D, (B,) each (eq. 1 with the sign turned)."""
@@ -159,13 +159,13 @@ def main(argv=None):
     for step in run.loop(G=G, D=D, ema=ema, optimizer_G=optimizer_G, optimizer_D=optimizer_D,
                          schedule_G=schedule_G, schedule_D=schedule_D):
         i = torch.randint(n, (run.batch_size,), device=run.device)
-        labels, lazy = drop_labels(y[i], run.label_dropout), step % 4 == 0  # R1: every 4th step, 4-fold
-        real = (x[i] / 255).requires_grad_(lazy)
+        labels, penalise = drop_labels(y[i], run.label_dropout), step % 4 == 0  # R1 at every 4th step
+        real = (x[i] / 255).requires_grad_(penalise)
         with run.autocast():  # the discriminator's step
             fake = G(torch.randn(run.batch_size, run.latent_dim, device=run.device), labels)
             logits_real, logits_fake = D(real, labels), D(fake.detach(), labels)
         loss = discriminator_loss(logits_real, logits_fake)
-        penalty = 4 * run.gamma / 2 * r1_penalty(logits_real, real) if lazy else 0
+        penalty = 4 * run.gamma / 2 * r1_penalty(logits_real, real) if penalise else 0
         optimizer_D.zero_grad()
         (loss + penalty).backward()
         optimizer_D.step()
@@ -187,7 +187,7 @@ def main(argv=None):
             means = [logits.sigmoid().mean().item() for logits in (seen, unseen, fake)]
             samples = ema.module.sample(40, torch.arange(40) % 10)
             run.save(discriminator_loss(unseen, fake).item(), grid(samples, f"samples after {step:,} steps"),
-                     D=means)  # on training, unseen and generated digits
+                     D=means)  # mean D(x) of training, unseen and generated digits
     evaluate(run, ema.module, x_test, y_test, x[:n], y[:n])
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
@@ -198,7 +198,8 @@ def read_checkpoint(path):
     with open(path, "rb") as file:
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
-            return {saved["name"]: saved}[NAME]
+            assert saved["name"] == NAME and saved["source"] and saved["state"]
+            return saved
         except Exception as error:  # a damaged file breaks the unpickler in many ways
             raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
 
@@ -253,9 +254,9 @@ def evaluate(run, model, x, y, x_train, y_train):
     run.picture("samples.png", grid(samples, "samples of each class", names))
     styles = model.sample(80, digit.repeat(8), z.repeat_interleave(10, 0))
     run.picture("style.png", grid(styles, "one z a row, one class a column: z is the style", names))
-    walk = [model.sample(10, digit, z[k].lerp(z[k - 1], u).repeat(10, 1))
+    walk = [model.sample(10, digit, z[k - 1].lerp(z[k], u).repeat(10, 1))
             for k in range(8) for u in torch.linspace(0, 1, 10).tolist()]
-    run.picture("interpolation.png", grid(torch.cat(walk[:11]), "from one z to another in each class", names))
+    run.picture("interpolation.png", grid(torch.cat(walk[:10]), "from one z to another in each class", names))
     run.picture("interpolation.gif", *(grid(images, "walking through z", names) for images in walk))
     copies = near[nearest(samples[:20])] / 255
     run.picture("neighbours.png", grid(torch.cat([samples[:10], copies[:10], samples[10:20], copies[10:]]),
@@ -281,7 +282,7 @@ def evaluate(run, model, x, y, x_train, y_train):
 #
 # Things to break:
 # 1. In `generator_loss`, return F.softplus(fake).mean(), a wrong sign: G helps D, whose loss falls to 0.
-# 2. Set --gamma 0: in `game`, D(x) of training digits and of generated ones part.
+# 2. Set --gamma 0: in `game`, D(x) of training digits and of generated ones drift apart.
 # 3. Set --latent-dim 1: on a sphere of one dimension z is −1 or +1, and each row of `style` is one of two.
 #
 # References: the papers above; a GAN of today is R3GAN (Huang et al. 2025, 2501.05441). Read before: vae.py.
@@ -319,12 +320,11 @@ class Run:
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
         self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
-    def autocast(self):
-        """bfloat16 where the hardware computes in it, else nothing."""
+    def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
         cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
-        fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
-                "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}
-        return torch.autocast(kind, torch.bfloat16, enabled=bool(fast[kind]))
+        return torch.autocast(kind, torch.bfloat16, enabled=bool({
+            "cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
+            "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]))
 
     def loop(self, **parts):
         """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
@@ -332,18 +332,17 @@ class Run:
             self.stopped = True  # Ctrl-C: training ends after this step
         self.parts, self.losses, self.stopped = parts, [], False
         if self.saved:
-            source, state = self.saved["source"], self.saved["state"]
-            if source != self.source:
-                raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
+            if self.saved["source"] != self.source:
+                raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, part in parts.items():
-                    if "last_epoch" in state[name]:  # a schedule: its place; --steps may be new
-                        state[name] = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state[name]:  # an optimiser: moments, rate; --lr may be new
-                        groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
-                        state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    part.load_state_dict(state[name])
+                for name, state in self.saved["state"].items():
+                    if "last_epoch" in state:  # a schedule: its place; --steps may be new
+                        state = {"last_epoch": self.step, "_step_count": self.step + 1}
+                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
+                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                        state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
+                    parts[name].load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
@@ -374,15 +373,17 @@ class Run:
 
     def save(self, validation, samples, **more):
         """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
-        training, self.losses = sum(self.losses) / len(self.losses), []
-        self.curve.append({"step": self.step, "training": training, "validation": validation, **more})
+        if not math.isfinite(validation):
+            raise FloatingPointError(f"not finite after step {self.step}: lower --lr; {Run.last_save}")
+        self.curve.append({"step": self.step, "training": sum(self.losses) / len(self.losses),
+                           "validation": validation, **more})
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
         saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
         torch.save(saved, blob := io.BytesIO())
         self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
         Run.last_save = f"step {self.step:,} is saved in {self.out}"
         self.picture("samples.png", samples)
-        self.kept = time.perf_counter()
+        self.losses, self.kept = [], time.perf_counter()
         self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
     def write(self, name, blob):
@@ -419,15 +420,15 @@ class Run:
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
         gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
-        metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
-                   "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else where, "curve": self.curve}
+        metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
+        metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
+                    "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        ax = Figure(figsize=(6, 4), layout="constrained").subplots()
         steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
-        figure.subplots().plot(steps, training, "o-", steps, validation, "o-", ms=3)
-        figure.axes[0].set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
-        self.picture("curve.png", figure)
+        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
+        self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:

@@ -9,20 +9,20 @@ conditioned on the pixels before it (and on the class y, where it is given):
 
     log p(x | y) = Σ_i log p(x_i | x_1, …, x_{i−1}, y)        the chain rule, in any ordering of the pixels
 
-A plain network with D inputs and D outputs could compute all D factors in one pass, if only output i depended
-on the inputs before i alone. So give every unit a degree. Pixel i has degree i; a hidden unit of degree m may
-be connected to units of degree m or less; output i to hidden units of degrees below i. Along any path j ≤ m ≤
-m′ < i, so no path leads from pixel j to output i unless j < i. Multiply each weight matrix W by a mask M of
-zeros and ones that says so, W ⊙ M. That is all.
+A plain network with D inputs and D outputs could compute all D factors in one pass, provided that output i
+depends on nothing but the inputs before i. So give every unit a degree. The i-th pixel has degree i; a hidden
+unit of degree m may take input from units of degree m or less; output i from hidden units of degrees below i.
+Along any path j ≤ m ≤ m′ < i, so no path leads from pixel j to output i unless j < i. Multiply each weight
+matrix W by a mask M of zeros and ones that says so, W ⊙ M. That is all.
 
 Training: minimise the negative log-likelihood (NLL) −log p(x | y), binary cross-entropy summed over the
 pixels, in nats. Sampling: pixel after pixel. p(x): exact. Latent: none. Good at: likelihoods, fast and
-honest. Bad at: sharp shapes; the network knows nothing of rows, columns and strokes.
+honest. Bad at: well-formed shapes; the network knows nothing of rows, columns and strokes.
 
 Label dropout: a tenth of the digits carry the null label in place of y, so one network gives p(x | y) and
-p(x). The mixture p(x) = Σ_y p(y) p(x | y), marginal over the classes, is exact too, fits better, and
-classifies digits by Bayes' rule. With --orderings K, the masks of K orderings are trained in turn and log
-p(x) = log (1/K) Σ_k p_k(x): likelihoods are averaged, never logits.
+p(x). The mixture Σ_y p(x | y) / 10, marginal over the classes, is exact too and fits better, and Bayes' rule
+classifies digits. With --orderings K, the masks of K orderings are trained in turn and log p(x) = log (1/K)
+Σ_k p_k(x): likelihoods are averaged, never logits.
 
 `python made.py` on MNIST and one core of an Intel Xeon (bfloat16): 303 s of training, 318 s in all.
 
@@ -101,7 +101,7 @@ class MADE(nn.Module):
         return hidden, out, self.direct.weight * self.get_buffer(f"mask_{k}_direct")
 
     def biases(self, y, n):
-        """For each layer the bias of n images (n, units), the class's part included; y as in `sample`."""
+        """For each layer the bias of n images (n, units), the class's part included; y as in `log_prob`."""
         y = self.labels(NULL if y is None else y, n)
         return [layer.bias + label(y) for layer, label in zip([*self.hidden, self.out], self.label)]
 
@@ -129,9 +129,9 @@ class MADE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n, y=None, given=None, k=0, frames=None):
-        """n binary images (n, 1, 28, 28), pixel by pixel; y: None, a class or (n,) classes. Units of degree m
-        need the first m pixels alone, so each is computed once: the work of one pass. `given` (n, g) are the
-        first g pixels, if known; the list `frames` collects the images after each row."""
+        """n binary images (n, 1, 28, 28), pixel by pixel; y: None (drawn), a class or (n,) classes. Units of
+        degree m need the first m pixels alone, so each is computed once: the work of one pass. `given` (n, g)
+        are the first g pixels, if known; the list `frames` collects the images after each row."""
         (hidden, out, direct), (pixel, *units) = self.weights(k), self.degrees(k)
         *b, b_out = self.biases(self.labels(y, n), n)
         x, h = torch.zeros_like(b_out), [torch.zeros_like(bias) for bias in b]
@@ -197,7 +197,8 @@ def read_checkpoint(path):
     with open(path, "rb") as file:
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
-            return {saved["name"]: saved}[NAME]
+            assert saved["name"] == NAME and saved["source"] and saved["state"]
+            return saved
         except Exception as error:  # a damaged file breaks the unpickler in many ways
             raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
 
@@ -315,12 +316,11 @@ class Run:
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
         self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
-    def autocast(self):
-        """bfloat16 where the hardware computes in it, else nothing."""
+    def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
         cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
-        fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
-                "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}
-        return torch.autocast(kind, torch.bfloat16, enabled=bool(fast[kind]))
+        return torch.autocast(kind, torch.bfloat16, enabled=bool({
+            "cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
+            "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]))
 
     def loop(self, **parts):
         """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
@@ -328,18 +328,17 @@ class Run:
             self.stopped = True  # Ctrl-C: training ends after this step
         self.parts, self.losses, self.stopped = parts, [], False
         if self.saved:
-            source, state = self.saved["source"], self.saved["state"]
-            if source != self.source:
-                raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
+            if self.saved["source"] != self.source:
+                raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, part in parts.items():
-                    if "last_epoch" in state[name]:  # a schedule: its place; --steps may be new
-                        state[name] = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state[name]:  # an optimiser: moments, rate; --lr may be new
-                        groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
-                        state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    part.load_state_dict(state[name])
+                for name, state in self.saved["state"].items():
+                    if "last_epoch" in state:  # a schedule: its place; --steps may be new
+                        state = {"last_epoch": self.step, "_step_count": self.step + 1}
+                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
+                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                        state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
+                    parts[name].load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
@@ -370,15 +369,17 @@ class Run:
 
     def save(self, validation, samples, **more):
         """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
-        training, self.losses = sum(self.losses) / len(self.losses), []
-        self.curve.append({"step": self.step, "training": training, "validation": validation, **more})
+        if not math.isfinite(validation):
+            raise FloatingPointError(f"not finite after step {self.step}: lower --lr; {Run.last_save}")
+        self.curve.append({"step": self.step, "training": sum(self.losses) / len(self.losses),
+                           "validation": validation, **more})
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
         saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
         torch.save(saved, blob := io.BytesIO())
         self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
         Run.last_save = f"step {self.step:,} is saved in {self.out}"
         self.picture("samples.png", samples)
-        self.kept = time.perf_counter()
+        self.losses, self.kept = [], time.perf_counter()
         self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
     def write(self, name, blob):
@@ -415,15 +416,15 @@ class Run:
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
         gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
-        metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
-                   "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else where, "curve": self.curve}
+        metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
+        metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
+                    "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        ax = Figure(figsize=(6, 4), layout="constrained").subplots()
         steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
-        figure.subplots().plot(steps, training, "o-", steps, validation, "o-", ms=3)
-        figure.axes[0].set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
-        self.picture("curve.png", figure)
+        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
+        self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:

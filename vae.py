@@ -4,28 +4,29 @@
 # ///
 """VAE: the variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114).
 
-A latent variable model generates an image x in two steps. First a latent vector z is drawn from a fixed
+A latent variable model generates a binary image x in two steps. First a latent vector z is drawn from a fixed
 prior; then a network, the decoder, turns z into the probability of a foreground pixel at each of 784 places.
 With the class y given:
 
-    p(z) = N(0, I),   p(x | z, y) = Π_i Bernoulli(x_i; decode(z, y)_i),   p(x | y) = ∫ p(x | z, y) p(z) dz
+    p(z) = N(0, I), p(x | z, y) = Π_i Bernoulli(x_i; sigmoid decode(z, y)_i), p(x | y) = ∫ p(x | z, y) p(z) dz
 
 The integral has no closed form, and drawing z at random hardly ever meets one that could have made this x. So
-a second network, the encoder, learns where to look: q(z | x, y) = N(μ, σ²), the approximate posterior. For
-any q, by Jensen's inequality, the evidence lower bound (ELBO) holds:
+a second network, the encoder, learns where to look: its outputs μ and σ give q(z | x, y) = N(μ, diag σ²), an
+approximation of the posterior p(z | x, y). For any q the evidence lower bound (ELBO) holds, with the
+Kullback-Leibler divergence KL:
 
     log p(x | y) ≥ E_q[log p(x | z, y)] − KL(q(z | x, y) ‖ p(z)),     KL = −½ Σ_j (1 + log σ_j² − μ_j² − σ_j²)
 
 The first term asks for good reconstructions of x from z; the second, in nats, is the price of the information
-about x that z carries. The bound is below log p(x | y) by KL(q ‖ p(z | x, y)), so raising it also improves
-the encoder.
+about x that z carries. The bound is below log p(x | y) by KL(q ‖ p(z | x, y)), so raising the bound also
+brings q closer to that posterior.
 
-Training maximises the ELBO of both networks at once. Its gradient has to pass through the random draw of z,
+Training maximises the ELBO over both networks at once. Its gradient has to pass through the random draw of z,
 which the reparameterisation makes possible: z = μ + σ ε with ε ~ N(0, I) is a differentiable function of μ
-and σ (the picture `gradients` compares this estimator with two others). Sampling: z ~ N(0, I), then decode.
-p(x): a lower bound. Latent: z, so images can be encoded, compared and interpolated. Good at: fast sampling,
-representations. Bad at: sharpness; pixels are independent given z, so whatever z does not determine is
-averaged.
+and σ (the picture `gradients` compares this estimator with two others). Sampling: z ~ N(0, I), then decode
+(shown are the probabilities). p(x): a lower bound. Latent: z, so images can be encoded, compared and
+interpolated. Good at: fast sampling, representations. Bad at: sharpness; pixels are independent given z, so
+whatever z does not determine is averaged.
 
 Label dropout: a tenth of the training digits carry the null label in place of y, so one network also learns
 p(x).
@@ -66,7 +67,7 @@ SETTINGS = {
     "batch_size": (100, "digits per step", 1, 10**6),
     "lr": (2e-3, "peak learning rate of Adam", 0, 10),
     "hidden": (500, "units in each of the two hidden layers of encoder and decoder", 1, 10**5),
-    "latent_dim": (20, "dimensions of the latent z; 2 give a plane that can be drawn whole", 1, 1000),
+    "latent_dim": (20, "dimensions of the latent z; 2 give a plane that can be drawn whole", 2, 1000),
     "beta": (1.0, "weight of the KL term: 1 is the bound, more is a beta-VAE", 0, 1000),
     "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
 }
@@ -121,7 +122,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n, y=None):
-        """n images (n, 1, 28, 28) in [0, 1]: the pixels' probabilities. y: None, a class or (n,) classes."""
+        """n images (n, 1, 28, 28) in [0, 1]: probabilities of pixels. y: None (drawn), a class or (n,)."""
         y = self.labels(y, n)
         return self.decode(torch.randn(n, self.latent_dim, device=y.device), y).sigmoid()
 
@@ -171,7 +172,8 @@ def read_checkpoint(path):
     with open(path, "rb") as file:
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
-            return {saved["name"]: saved}[NAME]
+            assert saved["name"] == NAME and saved["source"] and saved["state"]
+            return saved
         except Exception as error:  # a damaged file breaks the unpickler in many ways
             raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
 
@@ -253,7 +255,7 @@ def evaluate(run, model, x, y, x_train, y_train):
     for name, title, z, labels, rows, above in (
             ("style", "one z a row, one class a column", styles, digit.repeat(8), None, []),
             ("reconstructions", "three z ~ q(z | x), decoded", torch.cat(drawn), None, "x123", [x10]),
-            ("denoising", "encoded, decoded", model.encode(noisy)[0], None, ["x", "noisy", ""], [x10, noisy]),
+            ("denoising", "encoded", model.encode(noisy)[0], None, ["x", "noisy", "z"], [x10, noisy]),
             ("interpolation", "a straight line to the next digit's z", torch.cat(walk), None, None, [])):
         images = torch.cat([*above, model.decode(z, labels).sigmoid()])
         run.picture(f"{name}.png", grid(images, title, names, rows))
@@ -342,12 +344,11 @@ class Run:
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
         self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
-    def autocast(self):
-        """bfloat16 where the hardware computes in it, else nothing."""
+    def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
         cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
-        fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
-                "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}
-        return torch.autocast(kind, torch.bfloat16, enabled=bool(fast[kind]))
+        return torch.autocast(kind, torch.bfloat16, enabled=bool({
+            "cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
+            "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]))
 
     def loop(self, **parts):
         """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
@@ -355,18 +356,17 @@ class Run:
             self.stopped = True  # Ctrl-C: training ends after this step
         self.parts, self.losses, self.stopped = parts, [], False
         if self.saved:
-            source, state = self.saved["source"], self.saved["state"]
-            if source != self.source:
-                raise OSError(f"{self.out} was trained on {source}, not on {self.source}")
+            if self.saved["source"] != self.source:
+                raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, part in parts.items():
-                    if "last_epoch" in state[name]:  # a schedule: its place; --steps may be new
-                        state[name] = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state[name]:  # an optimiser: moments, rate; --lr may be new
-                        groups = zip(part.state_dict()["param_groups"], state[name]["param_groups"])
-                        state[name]["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    part.load_state_dict(state[name])
+                for name, state in self.saved["state"].items():
+                    if "last_epoch" in state:  # a schedule: its place; --steps may be new
+                        state = {"last_epoch": self.step, "_step_count": self.step + 1}
+                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
+                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                        state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
+                    parts[name].load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
@@ -397,15 +397,17 @@ class Run:
 
     def save(self, validation, samples, **more):
         """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
-        training, self.losses = sum(self.losses) / len(self.losses), []
-        self.curve.append({"step": self.step, "training": training, "validation": validation, **more})
+        if not math.isfinite(validation):
+            raise FloatingPointError(f"not finite after step {self.step}: lower --lr; {Run.last_save}")
+        self.curve.append({"step": self.step, "training": sum(self.losses) / len(self.losses),
+                           "validation": validation, **more})
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
         saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
         torch.save(saved, blob := io.BytesIO())
         self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
         Run.last_save = f"step {self.step:,} is saved in {self.out}"
         self.picture("samples.png", samples)
-        self.kept = time.perf_counter()
+        self.losses, self.kept = [], time.perf_counter()
         self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
     def write(self, name, blob):
@@ -442,15 +444,15 @@ class Run:
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
         gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
-        metrics = {"script": NAME, "results": results, "baselines": self.baselines, "settings": self.settings,
-                   "source": self.source, "step": self.step, "seconds of training": self.seconds,
-                   "device": torch.cuda.get_device_name() if gpu else where, "curve": self.curve}
+        metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
+        metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
+                    "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
         self.write("metrics.json", json.dumps(metrics, indent=1).encode())
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        ax = Figure(figsize=(6, 4), layout="constrained").subplots()
         steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
-        figure.subplots().plot(steps, training, "o-", steps, validation, "o-", ms=3)
-        figure.axes[0].set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
-        self.picture("curve.png", figure)
+        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
+        self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:

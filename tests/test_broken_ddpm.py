@@ -16,7 +16,7 @@ def test_1_without_the_residual_connection_the_loss_falls_later():
     assert 'leave out "x +"' in thing("ddpm", 1)
     edit, flags = ("return x + F.pixel_shuffle", "return F.pixel_shuffle"), FLAGS.replace("300", "100")
     late, early = (trained("ddpm", *edits, flags=flags)[3]["curve"][-1]["validation"] for edits in ([edit], []))
-    assert late > 1.4 * early  # after 100 steps; later they meet
+    assert late > 1.4 * early  # 1.6 after 100 steps; after 300 about 1.15
 
 
 def test_2_samples_that_begin_with_more_noise_than_training_saw_come_out_too_dark():

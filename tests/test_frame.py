@@ -311,6 +311,26 @@ def test_a_saved_run_of_another_size_is_refused(copy):
     assert (out / "model.pt").read_bytes() == before
 
 
+silent = pytest.mark.xfail(reason="a bug in the frame: what was not saved starts afresh, silently", strict=True)
+
+
+@pytest.mark.parametrize("saved, wanted", [pytest.param(["model"], ["model", "ema"], marks=silent),
+                                           (["model", "ema"], ["model"])])
+def test_a_saved_run_of_other_parts_is_refused(saved, wanted, tmp_path):
+    made = importlib.import_module("made")
+    each = made.Run(flags("made", tmp_path))
+    each.source = "no data"
+    loop = each.loop(**{name: torch.nn.Linear(1, 1) for name in saved})
+    next(loop)
+    each.log(torch.tensor(1.0))
+    each.save(1.0, made.grid(torch.zeros(10, 1, 28, 28), "samples"))
+    loop.close()
+    again = made.Run(flags("made", tmp_path, "--resume"))
+    again.source = "no data"
+    with pytest.raises(OSError, match="does not fit"):
+        next(again.loop(**{name: torch.nn.Linear(1, 1) for name in wanted}))
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch executed",)
@@ -341,7 +361,6 @@ def test_a_bad_saved_run_gets_one_sentence_and_status_2(tmp_path):
     assert (tmp_path / "model.pt").read_text() == "no checkpoint"
 
 
-@pytest.mark.xfail(reason="a bug in the frame: KeyError", strict=True, raises=KeyError)
 def test_a_run_of_the_first_edition_is_refused(tmp_path):
     """It has the chapter's name, but other settings and no source."""
     settings = {"steps": 5, "batch_size": 8, "lr": 0.1, "hidden": 32, "seed": 0}
@@ -452,7 +471,6 @@ def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(copy):
     assert (out / "model.pt").read_bytes() == before
 
 
-@pytest.mark.xfail(reason="a bug in the frame: such a model is saved over the good one, and reported", strict=True)
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     """The loss of the last step before a save is still finite; what its gradient does to the weights is not."""
     body = BARE_NEW.format(name="made", save_every=20, argv=flags("made", tmp_path)).replace("try:\n", """
@@ -467,7 +485,7 @@ try:
 """, 1)
     error = refused(subprocess.Popen([sys.executable, "-c", body], cwd=ROOT, text=True, stdout=-1, stderr=-1,
                                      env=small()))
-    assert "not finite at step 3" in error and not (tmp_path / "model.pt").exists()
+    assert "not finite after step 3" in error and not (tmp_path / "model.pt").exists()
 
 
 @frame_alone

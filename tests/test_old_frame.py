@@ -16,10 +16,11 @@ from harness import BARE, FILES, OLD, POSIX, ROOT, environment, equal_checkpoint
 
 slow = pytest.mark.slow
 chapters = pytest.mark.parametrize("name", OLD)
+FAST = ["ebm", "pixelcnn"]  # whose whole tiny runs are not slow tests
 frame_alone = pytest.mark.parametrize("name", ["pixelcnn"])  # for what lies in the frame, which is the same in all
 
 
-@pytest.fixture(scope="module", params=OLD)
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=() if n in FAST else slow) for n in OLD])
 def done(request, tmp_path_factory):
     """(name, folder, what was printed) of a tiny finished run, by a copy of the script alone with data.py."""
     alone = tmp_path_factory.mktemp(request.param)
@@ -36,7 +37,6 @@ def copy(done, tmp_path):
     return done[0], tmp_path / "out"
 
 
-@slow
 def test_a_run_leaves_what_it_promises(done):
     name, out, printed = done
     left = {f.name for f in out.iterdir()}
@@ -52,7 +52,6 @@ def test_a_run_leaves_what_it_promises(done):
         assert (f"{key}: {value:,.4f}" if isinstance(value, float) else f"{key}: {value:,}") in printed
 
 
-@slow
 def test_load_gives_a_model_that_samples(done):
     name, out, _ = done
     model = importlib.import_module(name).load(out / "model.pt", "cpu")
