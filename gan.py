@@ -336,7 +336,7 @@ class Run:
                 raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, state in {name: self.saved["state"][name] for name in parts | self.saved["state"]}.items():
+                for name, state in {k: self.saved["state"][k] for k in parts | self.saved["state"]}.items():
                     if "last_epoch" in state:  # a schedule: its place; --steps may be new
                         state = {"last_epoch": self.step, "_step_count": self.step + 1}
                     if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
