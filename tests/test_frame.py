@@ -248,7 +248,7 @@ def test_of_two_runs_into_one_folder_both_survive(tmp_path):
 @slow
 def test_of_two_processes_writing_into_one_folder_both_survive(tmp_path):
     out = tmp_path / "out"
-    first = run("made", out, "--steps 100", bare=True, save_every=0)
+    first = run("made", out, "--steps 60", bare=True, save_every=0)
     while not (out / "model.pt").exists():
         assert first.poll() is None
         time.sleep(0.01)
