@@ -3,8 +3,8 @@ import torch
 from broken import digits, thing, trained
 
 FLAGS = "--steps 300 --batch-size 64 --hidden 64 --lr 0.06"
-LATE = "training, self.losses = sum(self.losses) / len(self.losses), []", \
-    "training, self.losses = sum(self.losses[-50:]) / 50, []"  # the training loss of the last 50 steps
+LATE = '"training": sum(self.losses) / len(self.losses)', \
+    '"training": sum(self.losses[-50:]) / 50'  # the training loss of the last 50 steps
 
 
 def test_1_a_pixel_that_sees_itself_leaves_no_loss_and_samples_are_noise():

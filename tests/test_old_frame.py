@@ -12,7 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import BARE, FILES, OLD, POSIX, ROOT, environment, equal_checkpoints, finished, flags, refused, run
+from harness import (
+    BARE,
+    FILES,
+    OLD,
+    POSIX,
+    ROOT,
+    environment,
+    equal_checkpoints,
+    finished,
+    flags,
+    refused,
+    run,
+    write_mnist,
+)
 
 slow = pytest.mark.slow
 chapters = pytest.mark.parametrize("name", OLD)
@@ -154,6 +167,7 @@ def test_a_saved_run_of_another_size_is_refused(copy):
 @slow
 def test_data_that_cannot_be_read_is_refused(name, tmp_path):
     file = FILES.get(name, "train-images-idx3-ubyte.gz")
+    write_mnist(tmp_path, 24, 2)
     (tmp_path / file).write_bytes(b"\x1f\x8b cut short")
     err = refused(run(name, tmp_path / "out", "--stand-in auto", env=os.environ | {"DATA_DIR": str(tmp_path)}))
     assert file in err
