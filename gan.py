@@ -408,7 +408,7 @@ class Run:
         for figure in figures:
             figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
             figure.savefig(page := io.BytesIO(), dpi=120)
-            pages.append(Image.open(page).convert("RGB"))
+            pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
         pages[0].save(blob, name[-3:], save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
         self.write(name, blob.getvalue())
         if self.notebook and not self.losses:

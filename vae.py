@@ -255,7 +255,8 @@ def evaluate(run, model, x, y, x_train, y_train):
     for name, title, z, labels, rows, above in (
             ("style", "one z a row, one class a column", styles, digit.repeat(8), None, []),
             ("reconstructions", "three z ~ q(z | x), decoded", torch.cat(drawn), None, "x123", [x10]),
-            ("denoising", "encoded", model.encode(noisy)[0], None, ["x", "noisy", "z"], [x10, noisy]),
+            ("denoising", "one pixel in twenty flipped, then encoded and decoded",
+             model.encode(noisy)[0], None, ["x", "noisy", "decoded"], [x10, noisy]),
             ("interpolation", "a straight line to the next digit's z", torch.cat(walk), None, None, [])):
         images = torch.cat([*above, model.decode(z, labels).sigmoid()])
         run.picture(f"{name}.png", grid(images, title, names, rows))
@@ -432,7 +433,7 @@ class Run:
         for figure in figures:
             figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
             figure.savefig(page := io.BytesIO(), dpi=120)
-            pages.append(Image.open(page).convert("RGB"))
+            pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
         pages[0].save(blob, name[-3:], save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
         self.write(name, blob.getvalue())
         if self.notebook and not self.losses:
