@@ -197,7 +197,7 @@ def read_checkpoint(path):
     with open(path, "rb") as file:
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
-            assert saved["name"] == NAME and saved["source"] and saved["state"]
+            assert saved["name"] == NAME and saved["source"] and saved["settings"] and saved["state"]
             return saved
         except Exception as error:  # a damaged file breaks the unpickler in many ways
             raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
@@ -306,7 +306,7 @@ class Run:
         if args.resume and (model := Path(args.out, "model.pt")).exists():
             self.saved, self.stamp = read_checkpoint(model), model.stat().st_mtime_ns
             parser.set_defaults(**self.saved["settings"])  # for all that the command line leaves open
-            args = parser.parse_args(argv)
+            args, Run.last_save = parser.parse_args(argv), f"the run in {args.out} is as it was"
         for name, (default, _, *limits) in flags.items():
             value, word = getattr(args, name), isinstance(default, str)
             if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
@@ -318,9 +318,9 @@ class Run:
 
     def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
         cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
-        return torch.autocast(kind, torch.bfloat16, enabled=bool({
-            "cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
-            "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]))
+        fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
+                "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
+        return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
 
     def loop(self, **parts):
         """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
