@@ -10,7 +10,7 @@ def excepthook(kind, error, trace):  # Ctrl-C ends in one line, also during the 
         error, trace = KeyboardInterrupt(), None
     sys.__excepthook__(kind, error, trace)
 sys.excepthook = excepthook
-import gzip, hashlib, io, math, os, re, tarfile, urllib.request, wave
+import gzip, hashlib, io, math, os, re, struct, tarfile, urllib.request
 from pathlib import Path
 import numpy as np
 import torch
@@ -53,8 +53,7 @@ def fetch(name, stand_in):
             say(f"cannot use {url} ({error})")
             continue
         FOLDER.mkdir(parents=True, exist_ok=True)
-        part = FOLDER / f"{name}.{os.getpid()}.part"
-        part.write_bytes(blob)
+        (part := FOLDER / f"{name}.{os.getpid()}.part").write_bytes(blob)
         os.replace(part, path)
         return blob
     if stand_in == "never":
@@ -129,25 +128,22 @@ def text(path=None, stand_in="auto", ids=False):
     return (torch.tensor([index[c] for c in corpus]), list(index), source) if ids else (corpus, source)
 
 def audio(path=None, stand_in="auto"):
-    """(train, test, source): lists of (waveform float32 (T,) in [-1, 1] at 8 kHz, digit, speaker).
-    Free Spoken Digit Dataset 1.0.10, or a folder of PCM WAV files named like 7_anna_12.wav, where recordings
-    0-4 are the test set. With any other name, digits are -1, every tenth is a test. OSError for bad files."""
-    if path:
-        files, source = {p.name: p.read_bytes() for p in sorted(Path(path).glob("*.wav"))}, Path(path).name
-    elif (blob := fetch(AUDIO, stand_in)) is not None:
-        files, source = unpack(blob), "Free Spoken Digit Dataset"
-    else:
+    """(train, test, source): lists of (waveform float32 (T,) in [-1, 1] at 8 kHz, digit, speaker). OSError.
+    Free Spoken Digit Dataset 1.0.10, or a folder of WAV files named like 7_anna_12.wav, where takes 0-4 are
+    the test set. With other names digits are -1; then, or if a set would be empty, every tenth is a test."""
+    if not path and (blob := fetch(AUDIO, stand_in)) is None:
         return *stand_in_tones(), "stand-in audio (fading tones)"
+    wavs = [p for p in sorted(Path(path).iterdir()) if p.suffix.lower() == ".wav"] if path else []
+    files = {p.name: p.read_bytes() for p in wavs} if path else unpack(blob)
     place, least = (Path(path).absolute(), 2) if path else (AUDIO, 3000)
     require(len(files) >= least, place, f"at least {least} whole .wav files", len(files))
-    names = [re.fullmatch(r"([0-9])_([^_]*)_([0-9]+)\.wav", name) for name in files]
-    train, test = [], []
-    for i, (name, wav) in enumerate(files.items()):
-        digit, speaker, is_test = -1, "", (i + 1) % min(10, len(files)) == 0
-        if all(names):
-            digit, speaker, is_test = int(names[i][1]), names[i][2], int(names[i][3]) < 5
-        (test if is_test else train).append((read_wav(wav, name), digit, speaker))
-    return train, test, source
+    names = [re.fullmatch(r"([0-9])_([^_]*)_([0-9]+)\.wav", name, re.I) for name in files]
+    names = names if all(names) else [{1: -1, 2: "", 3: 5}] * len(names)  # digit, speaker, recording
+    tests = [int(m[3]) < 5 for m in names]
+    tests = tests if len({*tests}) > 1 else [(i + 1) % min(10, len(names)) == 0 for i in range(len(names))]
+    clips = [(read_wav(wav, name), int(m[1]), m[2]) for m, (name, wav) in zip(names, files.items())]
+    train, test = ([clip for clip, t in zip(clips, tests) if t == part] for part in (False, True))
+    return train, test, place.name if path else "Free Spoken Digit Dataset"
 
 def unpack(blob):
     """{name: bytes} of the WAV files in a .tar.gz, unpacked in memory; {} where the archive is broken."""
@@ -158,19 +154,24 @@ def unpack(blob):
         return {}
 
 def read_wav(blob, name):
-    """The waveform of a PCM WAV file at 8 kHz, channels averaged: float32 (T,) in [-1, 1]."""
+    """The waveform of a WAV file, PCM or float, at 8 kHz, channels averaged: float32 (T,) in [-1, 1]."""
     try:
-        with wave.open(io.BytesIO(blob)) as file:
-            channels, width, rate, n, *_ = file.getparams()
-            raw = np.frombuffer(file.readframes(n), np.uint8).reshape(n, channels, width)
-        pcm = np.pad(raw, ((0, 0), (0, 0), (4 - width, 0)))  # every sample becomes an int32
-        wanted = round(n * 8000 / rate)
-    except (wave.Error, EOFError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise OSError(f"{name} is not a whole PCM WAV file ({error})") from error
-    pcm[:, :, 3] ^= 128 if width == 1 else 0  # 8-bit WAV is unsigned
-    pcm = (pcm.view("<i4")[:, :, 0] / 2**31).mean(axis=1)
-    if 0 < wanted != n:  # resample in the Fourier domain: frequencies above 4 kHz are dropped
-        pcm = np.fft.irfft(np.fft.rfft(pcm)[:wanted // 2 + 1], wanted) * wanted / n
+        at, chunks = blob.index(b"WAVE", 8, 12) + 4, {}
+        while b"data" not in chunks:  # a chunk: four letters, its size, its contents, padded to an even size
+            kind, size = struct.unpack_from("<4sI", blob, at)
+            chunks[kind], at = blob[at + 8:at + 8 + size], at + 8 + size + size % 2
+        code, channels, rate, bits = struct.unpack_from("<HHI6xH", chunks[b"fmt "])  # code 1: PCM, 3: float
+        code, width = chunks[b"fmt "][24] if code == 0xFFFE else code, (bits + 7) // 8
+        pad = {(1, 1): 3, (1, 2): 2, (1, 3): 1, (1, 4): 0, (3, 4): 0, (3, 8): 0}[code, width]
+        raw = np.frombuffer(chunks[b"data"], np.uint8, size - size % (channels * width))
+        raw = np.pad(raw.reshape(-1, channels, width), ((0, 0), (0, 0), (pad, 0)))  # PCM becomes int32
+        raw[:, :, -1] ^= 128 if width == 1 else 0  # 8-bit WAV is unsigned
+        pcm = raw.view("<i4") / 2**31 if code == 1 else np.asarray_chkfinite(raw.view(f"<f{width}"))
+        n, pcm = len(pcm), pcm.mean(axis=(1, 2), dtype=float)
+        if 0 < (wanted := round(n * 8000 / rate)) != n:  # resample by Fourier: frequencies above 4 kHz go
+            pcm = np.fft.irfft(np.fft.rfft(pcm)[:wanted // 2 + 1], wanted) * wanted / n
+    except (struct.error, LookupError, ValueError, ZeroDivisionError) as error:
+        raise OSError(f"{name} is not a whole WAV file of PCM or 32- or 64-bit float ({error})") from error
     return pcm.clip(-1, 1).astype(np.float32)
 
 def stand_in_tones():
@@ -185,8 +186,7 @@ if __name__ == "__main__":
     try:
         (x, y, _, _, digits), (corpus, book), (train, _, voices) = mnist(), text(), audio()
     except OSError as trouble:
-        say(trouble)
-        sys.exit(2)
+        sys.exit(say(trouble) or 2)
     import matplotlib.pyplot as plt
     os.makedirs("out/data", exist_ok=True)
     print(f"{digits}: {len(x):,} images\n{book}: {len(corpus):,} characters\n{voices}: {len(train):,} clips")

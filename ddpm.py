@@ -395,9 +395,9 @@ class Run:
         parser = argparse.ArgumentParser(usage=f"python {NAME}.py [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        for name, (default, text, *_) in flags.items():
+        for name, (default, about, *_) in flags.items():
             flag = "--" + name.replace("_", "-")
-            parser.add_argument(flag, type=type(default), default=default, help=f"{text} ({default})")
+            parser.add_argument(flag, type=type(default), default=default, help=f"{about} ({default})")
         argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
         args, self.saved, self.stamp = parser.parse_args(argv), None, None
         if args.resume and (model := Path(args.out, "model.pt")).exists():

@@ -2,75 +2,42 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "matplotlib"]
 # ///
-"""WaveNet: convolutions that look back 1, 2, 4, … samples make sound, one sample after the other.
+"""WaveNet: dilated causal convolutions (van den Oord et al. 2016, arXiv:1609.03499).
 
-A sound x of T samples, each one of 256 levels, has a probability that is a product of T factors:
+A sound x of T samples, each one of 256 levels, has a probability that is a product of T factors, given the
+digit y that is spoken and the speaker:
 
-    log p(x | y) = Σₜ log p(xₜ | x₁, …, xₜ₋₁, y)            y: the digit that is spoken, and who speaks
-    z = tanh(W_f ∗ h + V_f e) ⊙ σ(W_g ∗ h + V_g e)           filter, gate: h now and d samples ago; e: y, time
-    h ← h + W_h z,   skip ← skip + W_s z                     one part goes on, one goes straight to the output
+    log p(x | y) = Σ_t log p(x_t | x_1, …, x_{t−1}, y)
+    z = tanh(W_f ∗ h + V_f e) ⊙ σ(W_g ∗ h + V_g e)         filter and gate; e embeds digit, speaker and time
+    h ← h + W_h z,   skip ← skip + W_s z                     a residual and a skip connection from every layer
 
-The input is shifted by one, so that h at time t begins with xₜ₋₁: "now" never includes xₜ. At the end p(xₜ | …) is the
-softmax of a small network on the sum of the skips. Each layer sees two points, now and d samples ago; d, the dilation,
-doubles from layer to layer, so a stack of L layers looks 2ᴸ samples back for the price of 2L taps, and the next stack
-begins at d = 1 again and adds 2ᴸ − 1. That is what sound needs: at 8,000 samples a second a vowel's period is about 60
-samples long, a syllable 2,000. Sound is quantised to 256 levels by the μ-law: fine where it is soft, coarse where
-loud.
+The input is shifted by one, so that h at time t begins with x_{t−1}. Each convolution has two taps, now and d
+samples ago. The dilation d doubles from layer to layer, so that L layers reach 2^L samples back at the price
+of 2 L taps. Sound needs that: at 8,000 samples a second a vowel's period is about 60 samples long, a syllable
+2,000. Levels follow the μ-law: fine where the sound is soft, coarse where it is loud.
 
-Trains: cross-entropy of the next sample, all T of them side by side (no state to wait for, unlike char_rnn.py);
-divided by ln 2, in bits per sample. Samples: one after the other. A layer needs its newest input and that of d samples
-ago, so each keeps a queue of d inputs and a sample costs one column of the network (all layers at one time), whatever
-the length: T columns. The plain way computes all columns so far again for each: T²/2, or at best T times the receptive
-field. p(x): exact. Latent, a hidden code behind the sound: none. Good at: texture and timbre, at full resolution. Bad
-at: what is longer than its receptive field (here 1,023 samples, 128 ms), and at speed: sound comes slower than it
-plays.
+Training: minimise the negative log-likelihood (NLL), cross-entropy of the next sample, all T side by side; in
+bits per sample. Sampling: sample after sample. A layer needs its newest input and that of d samples ago, so
+it keeps a queue of d inputs, and a sample costs one column of the network (Le Paine et al. 2016). p(x):
+exact. Latent: none. Good at: texture and timbre, at full resolution. Bad at: whatever is longer than the
+receptive field (here 2,048 samples, a quarter of a second), and at speed: sound comes slower than it plays.
 
-What you will see. `python wavenet.py` on the Free Spoken Digit Dataset and 2 CPU cores (AMD EPYC, bfloat16): 456 s of
-training, 29 s of pictures and sounds.
+Label dropout: a tenth of the clips carry the null label in place of the digit, and a tenth no speaker, so one
+network gives p(x | y) and p(x), and classifier-free guidance can exaggerate the digit in the logits.
 
-    step 49/2,100  -log p in bits per sample 7.4963  19 clips/s  7 min 05 s left
-    step 1,130/2,100  -log p in bits per sample 4.0947  19 clips/s  3 min 25 s left
-    step 2,100/2,100  -log p in bits per sample 4.1435  19 clips/s  0 min 00 s left
-
-Test clips (recordings 0-4 of each speaker and digit), exact, in bits per sample: 4.139 with digit and speaker told,
-4.271 from the network that is told neither. Untrained: 8; frequencies alone: 7.18; xz: 5.45; an order-2 Markov chain
-with back-off: 5.11. A second of sound takes 5.2 s.
-In out/wavenet: samples, receptive_field, foreseen, curve (.png), growth (.gif), and in wav/ ten spoken digits to
-listen to; with --data mnist: samples, completion, receptive_field, curve (.png), growth (.gif).
-
-With `--audio FOLDER` it learns recordings of your own (where all are named like 7_anna_12.wav, digit and speaker are
-told). Digits, pixel after pixel: `python wavenet.py --data mnist --batch-size 16 --steps 2000` (not yet measured). A
-small classifier of spectrograms, right on 97.0 % of the real test clips, hears 49.0 % of the sounds made as the digit
-asked for (benchmarks/ear.py).
-On one GPU: `python wavenet.py --steps 30000 --batch-size 16 --channels 128 --layers 10 --stacks 3` (not yet measured).
-
-What differs from the paper. Small, and at 8,000 samples a second. Beside digit and speaker, a layer is told the time
-since the clip began, in steps of 1/40 s, all through a small MLP: 128 ms of hearing do not tell where in a word one
-is. A tenth of the clips is not told the digit, a tenth the speaker, a tenth neither, so one network gives p(x) and p(x
-| y). Nothing tells where a clip ends: a sample is as long as --seconds says. Adam, one cosine of the learning rate.
-
-References: van den Oord et al. 2016 (arXiv:1609.03499); queues: Le Paine et al. 2016 (1611.09482).
-Read before: made.py. Next: pixelcnn.py, where causality gets a second dimension.
-
-Things to break, one line each:
-  1. In `forward`, put self.embed(x) for self.embed(F.pad(...)): a sample sees itself, the loss falls to 0, and a sound
-     repeats one level for ever: silence.
-  2. In `__init__`, put Layer(C, 1, self.tick): the receptive field shrinks to 19 samples, the loss is higher, and what
-     repeats more slowly than it reaches back does not keep its pitch.
-  3. In `sample`, drop the line `queue[:, t % layer.d] = h[:, 0]`: a layer hears nothing of what was d samples ago; the
-     loss stays what it is, the sound falls apart.
+@@COMMAND
 """
 import argparse
 import io
 import json
-import lzma
 import math
-import os
 import signal
 import sys
 import time
 import wave
 from pathlib import Path
+
+from data import audio
 
 import torch
 import torch.nn.functional as F
@@ -78,531 +45,446 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from data import audio, mnist
-
-# %% Settings: name, the published run's value, what it is. `python wavenet.py --help` prints them.
-NAME, LOSS, ITEM = "wavenet", "-log p in bits per sample", "clips"
-FLAGS = {
-    "steps": (2100, "optimiser steps"),
-    "batch_size": (4, "clips (or digits) per step"),
-    "lr": (2e-3, "peak learning rate of Adam"),
-    "channels": (64, "channels of a layer"),
-    "layers": (9, "layers in a stack, their dilations 1, 2, 4, ..."),
-    "stacks": (2, "stacks of layers, one upon the other"),
-    "seconds": (0.5, "length of a sound that is made"),
-    "temperature": (1.0, "of the sounds made: below 1 the likely becomes likelier, and noise softer"),
-    "data": (("audio", "mnist"), "audio: spoken digits, sample after sample; mnist: one binary pixel after another"),
+# %% Settings: the published run's value, what it is, its range. `python wavenet.py --help` prints them
+NAME, LOSS, ITEMS = "wavenet", "NLL, bits/sample", "clips"
+NULL = 10  # the null label: no digit given
+SETTINGS = {
+    "steps": (2000, "optimiser steps", 1, 10**9),
+    "batch_size": (4, "clips per step", 1, 10**5),
+    "lr": (2e-3, "peak learning rate of Adam", 0, 10),
+    "channels": (64, "channels of a layer", 1, 10**4),
+    "layers": (11, "layers in a stack, their dilations 1, 2, 4, ...", 1, 20),
+    "stacks": (1, "stacks of layers, one upon the other", 1, 100),
+    "duration": (0.5, "seconds of the sounds that are sampled", 0.01, 1000),
+    "guidance": (2.0, "weight w of guidance in the sounds that are sampled; 1 is p(x | y)", 0, 100),
     "audio": ("", "a folder of WAV files of your own instead of the Free Spoken Digit Dataset"),
+    "label_dropout": (0.1, "share of clips under the null label; 1 gives an unconditional model", 0, 1),
 }
 
-# %% Model: convolutions that look back 1, 2, 4, ... samples
+# %% Model: convolutions that reach 1, 2, 4, ... samples back
 class Layer(nn.Module):
-    """A dilated causal convolution of two taps, now and d samples ago; a gate; one part goes on, one is skipped out."""
+    """A dilated causal convolution of two taps, a gate, a residual and a skip connection (figure 4)."""
 
-    def __init__(self, C, d, tick):
+    def __init__(self, C, dilation):
         super().__init__()
-        self.C, self.d, self.tick = C, d, tick
-        self.taps, self.condition = nn.Linear(2 * C, 2 * C), nn.Linear(C, 2 * C, bias=False)
-        self.out = nn.Linear(C, C + 128)
+        self.C, self.dilation = C, dilation
+        self.filter, self.gate = nn.Linear(2 * C, C), nn.Linear(2 * C, C)  # W_f and W_g: two taps each
+        self.filter_e, self.gate_e = nn.Linear(C, C, bias=False), nn.Linear(C, C, bias=False)  # V_f and V_g
+        self.residual, self.skip = nn.Linear(C, C), nn.Linear(C, 128)
 
-    def forward(self, x, e, past=None):
-        """x (B, T, C), what is told in each tick, e (B, ticks, C): new x (B, T, C) and skip (B, T, 128).
-
-        Or one time alone: x (B, 1, C), the x of d samples ago, and what is told in this tick, e (B, 1, C).
-        """
-        e = self.condition(e)  # (B, ticks, 2C)
+    def forward(self, h, e, time, past=None):
+        """From h (B, T, C), the condition e (B, ticks, C) and one-hot ticks, time (B, T, ticks): h and skip
+        (B, T, 128). In sampling one sample, (B, 1, C), and `past`, the h of d samples ago."""
         if past is None:
-            past, e = F.pad(x, (0, 0, self.d, 0))[:, :-self.d], e.repeat_interleave(self.tick, 1)[:, :x.shape[1]]
-        a, b = (self.taps(torch.cat([past, x], 2)) + e).chunk(2, 2)
-        h, skip = self.out(a.tanh() * b.sigmoid()).split([self.C, 128], 2)
-        return x + h, skip
+            past = F.pad(h, (0, 0, self.dilation, 0))[:, :-self.dilation]
+        taps = torch.cat([past, h], 2)  # (B, T, 2C)
+        z = torch.tanh(self.filter(taps) + time @ self.filter_e(e))
+        z = z * torch.sigmoid(self.gate(taps) + time @ self.gate_e(e))
+        return h + self.residual(z), self.skip(z)
 
 class WaveNet(nn.Module):
-    """p(x | y) = Πₜ p(xₜ | x₍<ₜ₎, y) over symbols 0..K−1: 256 μ-law levels of sound, or 2 of a binary pixel."""
+    """p(x | y, speaker), the product over samples t of p(x_t | samples before t), for 256 μ-law levels."""
+    TICKS = 32  # the time in a clip, from 0 to 1, in so many steps
 
-    def __init__(self, K, shape, C=64, layers=9, stacks=2, speakers=0):
+    def __init__(self, channels=64, layers=11, stacks=1, speakers=0, conditional=True):
         super().__init__()
-        self.K, self.shape, self.T, self.speakers = K, shape, math.prod(shape), speakers
-        self.embed = nn.Embedding(K + 1, C)  # symbol K means "it begins here"
-        self.digit, self.speaker = nn.Embedding(11, C), nn.Embedding(speakers + 1, C)  # the last: "not told"
-        self.clock, self.tick = nn.Embedding(64, C), 28 if K == 2 else 200  # the row of a digit, or 1/40 s of a sound
-        self.plan = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))  # what to say when
-        self.layers = nn.ModuleList(Layer(C, 2**i, self.tick) for _ in range(stacks) for i in range(layers))
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, K))
-        nn.init.zeros_(self.head[-1].weight)  # an untrained model gives each symbol 1 in K
+        C, self.speakers, self.conditional = channels, speakers, conditional
+        self.embed, self.input = nn.Embedding(257, C), nn.Linear(C, C)  # symbol 256 marks the beginning
+        self.digit, self.speaker, self.tick = (nn.Embedding(k, C) for k in (11, speakers + 1, self.TICKS))
+        self.condition = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
+        self.layers = nn.ModuleList(Layer(C, 2**i) for _ in range(stacks) for i in range(layers))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 256))
+        nn.init.zeros_(self.head[-1].weight)  # an untrained model gives each level 1/256: 8 bits
         nn.init.zeros_(self.head[-1].bias)
-        self.receptive_field = 1 + sum(layer.d for layer in self.layers)  # how many symbols back a logit can look
+        self.receptive_field = 1 + sum(layer.dilation for layer in self.layers)
 
-    def told(self, n, y, speaker, T):
-        """What is told of n clips of T symbols: who speaks which digit, and how late it is, (n, ticks, C).
+    def embed_condition(self, n, y, speaker):
+        """The condition of n clips at every tick, (n, ticks, C); y and speaker as in `forward`."""
+        y = self.labels(NULL if y is None else y, n)
+        speaker = torch.as_tensor(self.speakers if speaker is None else speaker, device=y.device).expand(n)
+        return self.condition((self.digit(y) + self.speaker(speaker))[:, None] + self.tick.weight)
 
-        y and speaker are None, a number or (n,) numbers.
-        """
-        clock = self.clock.weight[(torch.arange(-(-T // self.tick), device=self.clock.weight.device)).clamp(max=63)]
-        y, speaker = (torch.as_tensor(last if v is None else v, device=clock.device).expand(n)
-                      for v, last in ((y, 10), (speaker, self.speakers)))  # the last stands for "not told"
-        return self.plan((self.digit(y) + self.speaker(speaker))[:, None] + clock)
-
-    def forward(self, x, y=None, speaker=None):
-        """Logits (B, T, K) for symbols x (B, T); logits t know only the symbols before t."""
-        e = self.told(len(x), y, speaker, x.shape[1])
-        h, skips = self.embed(F.pad(x[:, :-1], (1, 0), value=self.K)), 0
+    def forward(self, x, y=None, speaker=None, length=None):
+        """Logits (B, T, 256) of levels x (B, T); each depends only on the samples before it. y and speaker:
+        None (the null label), a number or (B,) numbers; length: of each clip, (B,), T if not given."""
+        e, t = self.embed_condition(len(x), y, speaker), torch.arange(x.shape[1], device=x.device)
+        length = torch.full((len(x),), x.shape[1], device=x.device) if length is None else length
+        time = (t * self.TICKS // length[:, None]).clamp(max=self.TICKS - 1)  # (B, T): relative to the clip
+        h, total = self.input(self.embed(F.pad(x[:, :-1], (1, 0), value=256))), 0
+        time = F.one_hot(time, self.TICKS).to(e)
         for layer in self.layers:
-            h, skip = layer(h, e)
-            skips = skips + skip
-        return self.head(skips)
+            h, skip = layer(h, e, time)
+            total = total + skip
+        return self.head(total).float()
 
     def log_prob(self, x, y=None, speaker=None, length=None):
-        """log p(x | y, speaker) of symbols x (B, T) or images (B, 1, 28, 28): nats (B,). Exact.
-
-        Of each sequence, only the first `length` (B,) symbols count.
-        """
-        x = x.flatten(1).long()
-        logits = self(x, y, speaker).to(self.embed.weight)
-        each = -F.cross_entropy(logits.flatten(0, 1), x.flatten(), reduction="none").view_as(x)  # (B, T)
+        """log p(x | y, speaker) of levels x (B, T), of each the first `length` (B,), exact: nats (B,)."""
+        logits = self(x, y, speaker, length)
+        log_p = -F.cross_entropy(logits.flatten(0, 1), x.flatten(), reduction="none").view_as(x)  # (B, T)
         if length is not None:
-            each = each * (torch.arange(x.shape[1], device=x.device) < length[:, None])
-        return each.sum(1)
+            log_p = log_p * (torch.arange(x.shape[1], device=x.device) < length[:, None])
+        return log_p.sum(1)
+
+    def labels(self, y, n):
+        """y as (n,) classes; None draws them from p(y), uniform. An unconditional model knows NULL alone."""
+        y = torch.randint(10, (n,)) if y is None else torch.as_tensor(y)
+        return (y if self.conditional else torch.tensor(NULL)).to(self.embed.weight.device).expand(n)
 
     @torch.no_grad()
-    def sample(self, n, y=None, speaker=None, given=None, temperature=1.0):
-        """n sequences: sounds (n, T) in [-1, 1], or digits (n, 1, 28, 28); given (n, g): their first g symbols.
-
-        A layer of dilation d needs, beside the newest input, the one of d samples ago and nothing else. So each keeps
-        a queue of d inputs, and a new sample costs one column of the network (Fast WaveNet, Le Paine et al. 2016).
-        The plain way computes a whole receptive field, or all that came before, for each of them.
-        """
-        e, device = self.told(n, y, speaker, self.T), self.embed.weight.device
-        queues = [self.embed.weight.new_zeros(n, layer.d, layer.C) for layer in self.layers]
-        x = torch.full((n, self.T + 1), self.K, device=device)
-        for t in range(self.T):
-            h, now, skips = self.embed(x[:, t:t + 1]), e[:, t // self.tick, None], 0
+    def sample(self, n, y=None, speaker=None, length=4000, temperature=1.0, guidance=1.0):
+        """n sounds (n, length) in [-1, 1]; y: None (drawn), a digit or (n,); speaker as in `forward`."""
+        y = self.labels(y, n)
+        e = self.embed_condition(n, y, speaker)
+        if guidance != 1:
+            e = torch.cat([e, self.embed_condition(n, NULL, speaker)])
+        queues = [e.new_zeros(len(e), layer.dilation, layer.C) for layer in self.layers]
+        x, level = [], torch.full((n,), 256, device=e.device)
+        for t in range(length):
+            tick = e[:, t * self.TICKS // length, None]  # (n, 1, C), the condition now
+            h, total = self.input(self.embed(level)).repeat(len(e) // n, 1)[:, None], 0
             for layer, queue in zip(self.layers, queues):
-                past = queue[:, t % layer.d][:, None].clone()  # what the next line overwrites
-                queue[:, t % layer.d] = h[:, 0]
-                h, skip = layer(h, now, past)
-                skips = skips + skip
-            x[:, t + 1] = torch.multinomial((self.head(skips)[:, 0] / max(temperature, 1e-6)).softmax(1), 1)[:, 0]
-            if given is not None and t < given.shape[1]:
-                x[:, t + 1] = given[:, t]
-        return expand(x[:, 1:]) if len(self.shape) == 1 else x[:, 1:].view(n, *self.shape).float()
+                past = queue[:, t % layer.dilation][:, None].clone()  # what the next line overwrites
+                queue[:, t % layer.dilation] = h[:, 0]
+                h, skip = layer(h, tick, e.new_ones(len(e), 1, 1), past)
+                total = total + skip
+            logits = guide(self.head(total)[:, 0], guidance) / max(temperature, 1e-6)
+            level = torch.multinomial(logits.softmax(1), 1)[:, 0]
+            x.append(level)
+        return expand(torch.stack(x, 1))
+
+# %% Training
+def main(argv=None):
+    run = Run(argv)  # flags, output folder, resuming: the frame, at the end of this file
+    train, test, run.source = audio(run.audio or None, run.stand_in)
+    speakers = sorted({speaker for _, _, speaker in train if speaker})
+    clips, test = cut(train, speakers), cut(test, speakers)  # (levels, digit, speaker), the shortest first
+    valid, clips = clips[-1::-20], [clip for i, clip in enumerate(clips[::-1]) if i % 20] or clips
+    run.baselines = baselines(clips, test)
+
+    torch.manual_seed(run.seed)
+    model = WaveNet(run.channels, run.layers, run.stacks, len(speakers), run.label_dropout < 1).to(run.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
+    for step in run.loop(model=model, optimizer=optimizer, schedule=schedule):
+        first = torch.randint(max(1, len(clips) - run.batch_size + 1), ()).item()  # clips of about one length
+        x, y, speaker, length = batch(clips[first:first + run.batch_size], run.device)
+        y, speaker = drop_labels(y, run.label_dropout), drop_labels(speaker, run.label_dropout, len(speakers))
+        with run.autocast():
+            loss = -model.log_prob(x, y, speaker, length).sum() / length.sum() / math.log(2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if run.log(loss):  # a status line; True every 20 s and at the end
+            with run.autocast():
+                validation = nll(model, valid[::3])
+            sounds = model.sample(5, torch.arange(5), None, round(2000 * run.duration))  # hurried, for speed
+            run.save(validation, waves(sounds, "01234", f"samples after {step:,} steps"))
+    evaluate(run, model, test, speakers)
+
+# %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
+
+# %% Evaluation: small functions used above
+def guide(logits, w):
+    """Classifier-free guidance (Ho & Salimans 2022): l(NULL) + w (l(y) − l(NULL)), of both in one batch."""
+    if w == 1:
+        return logits
+    conditional, null = logits.chunk(2)
+    return null + w * (conditional - null)
 
 def compand(x):
-    """μ-law, ITU G.711's idea: sound in [-1, 1] to 256 levels, finer where it is soft; 128 is silence."""
+    """μ-law: sound in [-1, 1] to 256 levels, finer where it is soft; 128 is silence."""
     return ((x.sign() * (1 + 255 * x.abs()).log() / math.log(256) + 1) * 127.5 + 0.5).long().clamp(0, 255)
 
 def expand(q):
-    """The middle of each level, on the logarithmic scale: symbols back to sound in [-1, 1]."""
+    """The middle of each level, on the logarithmic scale: levels back to sound in [-1, 1]."""
     v = (q - 127.5) / 127.5
     return v.sign() * (256 ** v.abs() - 1) / 255
 
-# %% The frame, the same to the letter in every chapter: settings, saving, training, pictures. Read it once.
-SAVE_EVERY = 20  # seconds between saves at first; more as a run grows long
-COMMON = {
-    "seed": (0, "every step's randomness comes from (seed, step) alone"),
-    "device": ("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1"),
-    "out": (f"out/{NAME}", "folder for all that the run makes"),
-    "stand_in": (("auto", "always", "never"), "drawn data where the real cannot be had (auto), always, never"),
-}
+def drop_labels(y, rate, null=NULL):
+    """Labels (B,), each the null label with probability `rate`: one network learns p(x | y) and p(x)."""
+    return torch.where(torch.rand(len(y), device=y.device) < rate, null, y)
 
-def start(argv):
-    """Settings from the command line, and the run to go on with: a new one, or after --resume the one in --out."""
-    parser = argparse.ArgumentParser(prog=f"{NAME}.py", usage=argparse.SUPPRESS, description=__doc__.split("\n")[0])
-    for name, (value, what) in (FLAGS | COMMON).items():
-        first, choices = (value[0], value) if isinstance(value, tuple) else (value, None)
-        parser.add_argument("--" + name.replace("_", "-"), type=type(first), default=first, choices=choices,
-                            metavar="|".join(map(str, choices or [name.upper()])), help=f"{what} ({first!r})")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it had")
-    s = parser.parse_args(argv)
-    path, run = Path(s.out, "model.pt"), {"step": 0, "seconds": 0.0, "curve": [], "frames": [], "state": {}}
-    if s.resume and not path.exists():
-        print(f"{path} is not there: starting at step 0")
-    elif s.resume:
-        run = read_run(path)
-        parser.set_defaults(**run["settings"])  # for all that the command line does not say
-        s = parser.parse_args(argv)
-    for name, value in vars(s).items():
-        least = 1 if type(value) is int and name != "seed" else 0
-        if type(value) in (int, float) and not least <= value < (2**31 if type(value) is int else math.inf):
-            parser.error(f"--{name.replace('_', '-')} {value} is out of range, which begins at {least}")
-    try:
-        torch.zeros(1, device=s.device)
-    except (RuntimeError, AssertionError):
-        parser.error(f"--device {s.device} is not to be had on this machine")
-    s.out, run["name"] = Path(s.out), NAME
-    run["settings"] = {name: vars(s)[name] for name in (*FLAGS, "seed", "stand_in")}
-    kept = [] if s.resume else [f for f in (path, s.out / "metrics.json") if f.exists()]  # of a run before this one
-    k = next(k for k in range(1, 10**6) if not any(s.out.glob(f"*-{k}.*")))
-    for old in kept:
-        print(f"{old} of the run before is now {old.rename(old.with_stem(f'{old.stem}-{k}'))}")
-    write(s.out / "settings.json", json.dumps(run["settings"], indent=1).encode())  # fails now, not later
-    return s, run
-
-def write(path, blob):
-    """Write bytes beside `path`, then rename: nobody meets half a file, and a full disk never costs the old one."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(blob)
-        os.replace(beside, path)
-    except OSError as error:
-        if beside.exists():
-            beside.unlink()
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
-
-def read_run(path):
-    """What `train` saved: name, settings, step, seconds, curve, frames, and the state of every part."""
-    try:
-        run = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file breaks the unpickler in many ways
-        raise OSError(f"{path} is damaged, or no saved run") from error
-    if not isinstance(run, dict) or run.get("name") != NAME:
-        raise OSError(f"{path} is not a run of {NAME}.py")
-    return run
-
-def restore(parts, state):
-    try:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise OSError("the saved run does not fit these settings: leave the model's flags as they were") from error
-
-def mixed(device):
-    """bfloat16 autocast where the hardware computes in it, else nothing."""
-    cpu = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = torch.cuda.is_bf16_supported(False) if "cuda" in device else cpu.get("avx512_bf16") or cpu.get("amx_tile")
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bool(fast))
-
-def train(s, run, parts, update, validate, draw):
-    """Call `update(step)`, which gives a loss, until s.steps are done or Ctrl-C; validate, draw and save on the way.
-
-    Each step is seeded with (seed, step) and every part is saved (a part is what has a state_dict), so a run that was
-    killed and resumed ends in the same weights. `validate()` gives a float, `draw()` a frame to keep.
-    """
-    if run["state"]:
-        restore(parts, run["state"])
-    stop, losses, terminal = [], [], sys.stdout.isatty()
-    # The first Ctrl-C only asks for a stop after the step, a second one is as usual.
-    usual = signal.signal(signal.SIGINT, lambda *_: (stop.append(1), signal.signal(signal.SIGINT, usual)))
-    begun = told = saved = time.perf_counter()
-    first, before, pause, last = run["step"], run["seconds"], SAVE_EVERY, run["step"] >= s.steps
-    while not last:
-        torch.manual_seed((s.seed << 32) + run["step"])
-        losses.append(update(run["step"]).detach())
-        run["step"] += 1
-        now, last = time.perf_counter(), run["step"] >= s.steps or bool(stop)
-        if last or now - told > (0.5 if terminal else 10) or now - saved > pause:
-            values, told, rate = torch.stack(losses).tolist(), now, (run["step"] - first) / (now - begun)
-            if not math.isfinite(sum(values)):
-                bad = run["step"] - len(values) + 1 + [math.isfinite(v) for v in values].index(False)
-                raise FloatingPointError(f"the loss is not finite at step {bad}: try a lower --lr. "
-                                         f"What was saved before is still in {s.out}")
-            left, loss = (s.steps - run["step"]) / rate, sum(values[-100:]) / len(values[-100:])
-            line = (f"step {run['step']:,}/{s.steps:,}  {LOSS} {loss:.4f}  {rate * s.batch_size:,.0f} {ITEM}/s  "
-                    f"{left // 60:.0f} min {left % 60:02.0f} s left")
-            print(f"\r{line} " if terminal else line, end="" if terminal and not last else "\n", flush=True)
-        if last or now - saved > pause:
-            run["curve"].append((run["step"], sum(values) / len(values), validate()))
-            run["frames"].append(draw())
-            run["state"] = {name: part.state_dict() for name, part in parts.items()}
-            run["seconds"], blob = before + time.perf_counter() - begun, io.BytesIO()
-            torch.save(run, blob)
-            write(s.out / "model.pt", blob.getvalue())
-            saved, losses = time.perf_counter(), []
-            pause = max(SAVE_EVERY, run["seconds"] / 20, 15 * (saved - now))  # saving takes a 16th of the time at most
-    signal.signal(signal.SIGINT, usual)
-    if stop:
-        print(f"stopped after step {run['step']:,} and saved: --resume goes on from there, Ctrl-C leaves now")
-
-def sheet(images, columns, title, rows=None, cols=None):
-    """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of rows and columns."""
-    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1)
-    height = len(tiles) // 28
-    fig = Figure(figsize=(columns / 2 + 1.2, height / 2 + 0.9), layout="constrained")
-    ax = fig.subplots()
-    ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
-    fig.suptitle(title, size=10)
-    ax.set_xticks(range(14, 28 * columns, 28), cols or [""] * columns, size=8)
-    ax.set_yticks(range(14, 28 * height, 28), rows or [""] * height, size=8)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return fig
-
-def picture(s, name, *figs):
-    """Write a figure as a .png, or several as the frames of a .gif, the source of the data in the corner."""
-    pages, blob = [], io.BytesIO()
-    for fig in figs:
-        fig.supxlabel(s.source, x=0.005, ha="left", size=6, color="gray")
-        fig.savefig(page := io.BytesIO(), dpi=120)
-        pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
-    pages[0].save(blob, name[-3:], **{"save_all": True, "append_images": pages[1:], "loop": 0, "duration": [
-        200] * len(pages[1:]) + [2500]} if name.endswith("gif") else {})
-    write(s.out / name, blob.getvalue())
-
-def finish(s, run, results, levels):
-    """Draw the curve beside `levels` to compare with; print the results and keep them in metrics.json."""
-    fig = Figure(figsize=(6, 4), layout="constrained")
-    ax = fig.subplots()
-    step, loss, valid = zip(*run["curve"])
-    ax.plot(step, loss, "o-", ms=3, label="training, mean since the point before")
-    ax.plot(step, valid, "o-", ms=3, label="validation")
-    for name, level in levels.items():
-        ax.axhline(level, ls="--", lw=1, color="gray")
-        ax.annotate(f"{name} {level:.4g}", (step[-1], level), ha="right", va="bottom", size=8)
-    ax.set(title=f"{NAME}.py: loss over training", xlabel="step", ylabel=LOSS,
-           yscale="log" if min(loss + valid) > 0 else "linear")
-    fig.legend(loc="outside lower right", ncols=2, fontsize=8)
-    picture(s, "curve.png", fig)
-    for name, value in results.items():
-        print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}")
-    device = torch.cuda.get_device_name(s.device) if "cuda" in s.device else f"CPU, {torch.get_num_threads()} threads"
-    write(s.out / "metrics.json", json.dumps({
-        "script": NAME, "results": results, "levels": levels, "settings": run["settings"], "steps done": run["step"],
-        "source": s.source, "device": device, "torch": torch.__version__, "curve": run["curve"]}, indent=1).encode())
-    print(f"in {s.out}: {', '.join(sorted(f.name for f in s.out.iterdir() if f.suffix != '.part'))}")
-
-# %% Pictures
-def wav(s, name, x):
-    """Write a sound x (T,) in [-1, 1] as 16-bit PCM at 8 kHz."""
-    with wave.open(blob := io.BytesIO(), "wb") as f:
-        f.setparams((1, 2, 8000, 0, "NONE", ""))
-        f.writeframes((x.cpu().clamp(-1, 1) * 32767).short().numpy().astype("<i2").tobytes())
-    write(s.out / "wav" / f"{name}.wav", blob.getvalue())
-
-def waves(sounds, names, title):
-    """A figure of sounds (N, T) in [-1, 1]: waveform and, under it, spectrogram."""
-    fig = Figure(figsize=(12, 2.1 * -(-len(sounds) // 5) + 0.6), layout="constrained")
-    axes = fig.subplots(2 * -(-len(sounds) // 5), 5, squeeze=False, sharex=True)
-    for i, (x, name) in enumerate(zip(sounds.cpu(), names)):
-        top, low = axes[i // 5 * 2, i % 5], axes[i // 5 * 2 + 1, i % 5]
-        top.plot(torch.arange(len(x)) / 8000, x, lw=0.4, color="black")
-        top.set_title(name, size=9)
-        top.set(yticks=[], ylim=(-1, 1))
-        power = torch.stft(x, 256, 40, window=torch.hann_window(256), return_complex=True).abs()  # (129, frames)
-        low.imshow(power.clamp(min=1e-3).log10(), origin="lower", aspect="auto", cmap="magma", vmin=-2, vmax=1.5,
-                   extent=(0, len(x) / 8000, 0, 4))
-        if i % 5 == 0:
-            low.set_ylabel("kHz")
-        low.set_xlabel("seconds")
-    fig.suptitle(title)
-    return fig
-
-def draw_receptive_field(s, model):
-    """The tree of samples that one output hears through the first four layers, and how far back all of them reach."""
-    dilations = [layer.d for layer in model.layers][:4]
-    fig, reach = Figure(figsize=(8, 3), layout="constrained"), sum(dilations)
-    ax, heard = fig.subplots(), {0}
-    for depth, d in reversed(list(enumerate(dilations, 1))):
-        for t in heard:
-            for past in (t, t - d):
-                ax.plot([past, t], [depth - 1, depth], color="tab:orange", lw=1)
-        heard |= {t - d for t in heard}
-    for depth in range(len(dilations) + 1):
-        ax.plot(range(-reach, 1), [depth] * (reach + 1), "o", ms=4, color="0.75", zorder=3)
-    ax.set(xlabel="samples ago", ylabel="layer", yticks=range(len(dilations) + 1),
-           title=f"what one output hears through the first {len(dilations)} layers; "
-                 f"all {len(model.layers)} reach {model.receptive_field:,} samples back")
-    picture(s, "receptive_field.png", fig)
-
-def draw_audio(s, run, model, clip, digit, speaker):
-    """All pictures and sounds of a model of speech; a test clip of symbols (T,), its digit and speaker, for one."""
-    torch.manual_seed(1)
-    draw_receptive_field(s, model)
-    names, n = run["speakers"] or [""], 10
-    who = torch.arange(n, device=s.device) % max(1, len(names))
-    y = torch.arange(n, device=s.device) if run["digits"] else None
-    sounds = model.sample(n, y, who if run["speakers"] else None, temperature=s.temperature)
-    labels = [f"{i if run['digits'] else 'sample'}_{names[w] or i}" for i, w in enumerate(who.tolist())]
-    picture(s, "samples.png", waves(sounds, labels, "ten sounds that nobody made: digit_speaker"))
-    for x, name in zip(sounds, labels):
-        wav(s, name, x)
-    picture(s, "growth.gif", *[waves(expand(f.long()), labels[:5], f"after {c[0]:,} steps of training, {c[2]:.2f} bits "
-                               "per sample") for f, c in zip(run["frames"], run["curve"])])
-    x = clip[None, :1600]
-    with torch.no_grad():
-        p = model(x, digit, speaker)[0].softmax(1).cpu()  # (T, 256)
-    at = slice(1000, 1240) if len(p) > 1240 else slice(0, 240)
-    fig = Figure(figsize=(10, 3.6), layout="constrained")
-    ax = fig.subplots()
-    ax.imshow(p[at].T ** 0.5, origin="lower", aspect="auto", cmap="magma",
-              extent=(at.start / 8, at.start / 8 + len(p[at]) / 8, -0.5, 255.5))
-    ax.plot((torch.arange(at.start, at.start + len(p[at])) + 0.5) / 8, x[0, at].cpu(), ".", ms=2, color="cyan")
-    ax.set(xlabel="milliseconds", ylabel="level (μ-law)",
-           title="what the model expects of each next sample (bright) and what came (dots): a test clip")
-    picture(s, "foreseen.png", fig)
-
-def draw_digits(s, run, model, x, y):
-    """All pictures of a model of digits, with binary test digits x (N, 1, 28, 28) and their labels y (N,)."""
-    torch.manual_seed(1)
-    draw_receptive_field(s, model)
-    digit, names = torch.arange(10, device=x.device), list("0123456789")
-    x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
-    picture(s, "samples.png", sheet(model.sample(100, digit.repeat(10)), 10, "samples of each class", cols=names))
-    picture(s, "growth.gif", *[sheet(f.float(), 10, f"samples after {c[0]:,} steps of training", cols=names)
-                           for f, c in zip(run["frames"], run["curve"])])
-    half = x10.flatten(1)[:, :392].long()
-    picture(s, "completion.png", sheet(torch.cat([x10, F.pad(half, (0, 392)).view_as(x10)] + [
-        model.sample(10, None, given=half) for _ in range(4)]), 10, "the lower half drawn anew, class not told",
-        ["digit", "given", 1, 2, 3, 4], names))
-
-# %% The run
-def build(s, speakers=0):
-    K, shape = (2, (1, 28, 28)) if s.data == "mnist" else (256, (max(1, round(8000 * s.seconds)),))
-    return WaveNet(K, shape, s.channels, s.layers, s.stacks, speakers)
+# %% Evaluation: a saved model, figures and pictures
+def read_checkpoint(path):
+    """What `Run.save` wrote: a dict of name, settings, source, step, seconds, curve and state."""
+    with open(path, "rb") as file:
+        try:
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+            assert saved["name"] == NAME and saved["source"] and saved["settings"] and saved["state"]
+            return saved
+        except Exception as error:  # a damaged file breaks the unpickler in many ways
+            raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
 
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The model of a saved run, ready to sample."""
-    run = read_run(path)
-    model = build(argparse.Namespace(**run["settings"]), len(run.get("speakers", ())))
-    restore({"model": model}, run["state"])
+    saved = read_checkpoint(path)
+    s, speakers = saved["settings"], len(saved["state"]["model"]["speaker.weight"]) - 1
+    model = WaveNet(s["channels"], s["layers"], s["stacks"], speakers, s["label_dropout"] < 1)
+    model.load_state_dict(saved["state"]["model"])
     return model.to(device).eval()
 
-def main(argv=None):
-    s, run = start(argv)
-    torch.manual_seed(s.seed)
-    (run_audio if s.data == "audio" else run_digits)(s, run)
+def cut(clips, speakers):
+    """(waveform, digit or −1, speaker) to (levels (T,), digit, speaker), T ≤ 20,000, the shortest first."""
+    pieces = []
+    for x, digit, speaker in clips:
+        speaker = speakers.index(speaker) if speaker in speakers else len(speakers)
+        levels = compand(torch.from_numpy(x)).split(20000)
+        pieces += [(piece, digit % 11, speaker) for piece in levels if len(piece) > 2]  # −1 % 11 is NULL
+    return sorted(pieces, key=lambda piece: len(piece[0]))
 
-def prepare(s, run, levels):
-    """The model, its optimiser, and a function that takes one step of it down a loss."""
-    model = build(s, len(run.get("speakers", ()))).to(s.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=s.lr, fused=True)
-    size = sum(p.numel() for p in model.parameters())
-    print(f"{NAME}.py: {size:,} parameters, receptive field {model.receptive_field:,}, {s.source}, {s.device}; {LOSS}: "
-          + ", ".join(f"{name} {level:.3f}" for name, level in levels.items()))
+def batch(clips, device):
+    """Pieces side by side, silence after the shorter: levels (B, T), digits, speakers, lengths (B,)."""
+    x = nn.utils.rnn.pad_sequence([piece for piece, _, _ in clips], batch_first=True, padding_value=128)
+    numbers = torch.tensor([(y, speaker, len(piece)) for piece, y, speaker in clips])
+    return [v.to(device) for v in (x, *numbers.T)]
 
-    def descend(step, loss):
-        done = step / s.steps  # the learning rate goes up over a twentieth of the run, then down along a cosine
-        optimizer.param_groups[0]["lr"] = s.lr * min(1, 20 * done + 1e-3) * (1 + math.cos(math.pi * done)) / 2
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss
+@torch.no_grad()
+def nll(model, clips, conditional=True):
+    """NLL in bits per sample over all samples of some pieces, given digit and speaker or neither."""
+    nats = 0.0
+    for i in range(0, len(clips), 4):
+        x, y, speaker, length = batch(clips[i:i + 4], model.embed.weight.device)
+        given = (y, speaker) if conditional else (None, None)
+        nats -= model.log_prob(x, *given, length).sum().item()
+    return nats / math.log(2) / sum(len(piece) for piece, _, _ in clips)
 
-    return model, optimizer, descend
-
-def markov(train, test):
-    """Bits per sample, in test symbols (N,), of an order-2 Markov chain where each order backs off to the one below."""
-    n3 = torch.bincount(train[:-2] * 65536 + train[1:-1] * 256 + train[2:], minlength=2**24).view(256, 256, 256).float()
+def baselines(clips, test):
+    """Bits per sample, untrained and of a Markov chain of order 2 that backs off to the orders below."""
+    x, x_test = (torch.cat([piece for piece, _, _ in some]) for some in (clips, test))
+    n = (65536 * x[:-2] + 256 * x[1:-1] + x[2:]).bincount(minlength=2**24).view(256, 256, 256).float()
     p = torch.full((256,), 1 / 256)
-    for counts, weight in ((n3.sum((0, 1)), 1), (n3.sum(0), 16), (n3, 100)):
+    for counts, weight in ((n.sum((0, 1)), 1), (n.sum(0), 16), (n, 100)):
         p = (counts + weight * p) / (counts.sum(-1, keepdim=True) + weight)
-    return -p[test[:-2], test[1:-1], test[2:]].log2().mean().item()
+    of_next = p[x_test[:-2], x_test[1:-1], x_test[2:]]
+    return {"untrained, bits/sample": 8.0,
+            "Markov chain of order 2, bits/sample": -of_next.log2().mean().item()}
 
-def run_audio(s, run):
-    PIECE = 20000  # long recordings are cut to pieces
-    train_clips, test_clips, s.source = audio(s.audio or None, s.stand_in)
-    run["speakers"] = sorted({who for _, _, who in train_clips if who})
-    run["digits"] = all(digit >= 0 for _, digit, _ in train_clips)
-    known = {who: i for i, who in enumerate(run["speakers"])}
+def waves(sounds, names, title):
+    """A figure of sounds (N, T) in [-1, 1], five to a row: the waveform and, under it, the spectrogram."""
+    rows = -(-len(sounds) // 5)
+    figure = Figure(figsize=(12, 2.1 * rows + 0.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2 * rows, 5, squeeze=False, sharex=True)
+    for i, (x, name) in enumerate(zip(sounds.cpu(), names)):
+        top, low = axes[i // 5 * 2, i % 5], axes[i // 5 * 2 + 1, i % 5]
+        top.plot(torch.arange(len(x)) / 8000, x, lw=0.4, color="black")
+        top.set(title=name, yticks=[], ylim=(-1, 1))
+        x = F.pad(x, (0, max(0, 256 - len(x))))
+        power = torch.stft(x, 256, 40, window=torch.hann_window(256), return_complex=True).abs()
+        low.imshow(power.clamp(min=1e-3).log10(), origin="lower", aspect="auto", cmap="magma", vmin=-2,
+                   vmax=1.5, extent=(0, len(x) / 8000, 0, 4))
+        low.set(xlabel="seconds", ylabel="" if i % 5 else "kHz")
+    return figure
 
-    def pieces(clips):
-        """[(symbols (T,), digit, speaker)], shortest first; where digit or speaker is not known, "not told"."""
-        cut = [(q, digit % 11, known.get(who, len(known))) for x, digit, who in clips
-               for q in compand(torch.from_numpy(x)).split(PIECE) if len(q) > 2]  # -1 % 11 is 10
-        return sorted(cut, key=lambda c: len(c[0]))
+def evaluate(run, model, test, speakers):
+    """Figures, pictures and sounds; test are pieces (levels, digit, speaker)."""
+    torch.manual_seed(1)
+    run.report({"test NLL, conditional, bits/sample": nll(model, test),
+                "test NLL, unconditional, bits/sample": nll(model, test, conditional=False),
+                "receptive field, samples": model.receptive_field})
 
-    def batch(clips):
-        """Clips side by side, silence after the shorter: symbols (B, T), digits, speakers, lengths (B,)."""
-        x = nn.utils.rnn.pad_sequence([q for q, _, _ in clips], batch_first=True, padding_value=128)
-        return [v.to(s.device) for v in (x, *map(torch.tensor, zip(*[(d, who, len(q)) for q, d, who in clips])))]
+    digit, length = torch.arange(10, device=run.device), round(8000 * run.duration)
+    who = digit % len(speakers) if speakers else None
+    sounds = model.sample(10, digit, who, length, 1.0, run.guidance)
+    names = [f"{d}_{speakers[d % len(speakers)] if speakers else 'sample'}" for d in range(10)]
+    run.picture("samples.png", waves(sounds, names, f"samples: digit_speaker, guidance {run.guidance:g}"))
+    for name, x in zip(names, sounds):
+        with wave.open(blob := io.BytesIO(), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes((x.cpu().clamp(-1, 1) * 32767).short().numpy().astype("<i2").tobytes())
+        run.write(f"{name}.wav", blob.getvalue())
+    x, y, speaker, length = batch(test[len(test) // 2:][:1], run.device)
+    with torch.no_grad():
+        p = model(x, y, speaker)[0, 1000:1240].softmax(1).cpu()  # (240, 256)
+    if len(p):
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        ax = figure.subplots()
+        ax.imshow(p.T**0.5, origin="lower", aspect="auto", cmap="magma",
+                  extent=(125, 125 + len(p) / 8, -0.5, 255.5))
+        ax.plot(125 + (torch.arange(len(p)) + 0.5) / 8, x[0, 1000:1240].cpu(), ".", ms=2, color="cyan")
+        ax.set(xlabel="milliseconds", ylabel="level (μ-law)",
+               title="the distribution of each next sample (bright: likely) and what came (dots)")
+        run.picture("predictions.png", figure)
+    frames, dilations = [], [layer.dilation for layer in model.layers][:5]
+    for shown in range(1, len(dilations) + 1):
+        figure, seen = Figure(figsize=(8, 3), layout="constrained"), {0}
+        ax = figure.subplots()
+        for depth in range(shown, 0, -1):
+            d = dilations[depth - 1]
+            for t in seen:
+                ax.plot([t, t], [depth - 1, depth], [t - d, t], [depth - 1, depth], color="tab:orange", lw=1)
+            seen |= {t - d for t in seen}
+        ax.set(xlabel="samples ago", ylabel="layer", xlim=(-sum(dilations) - 1, 1),
+               ylim=(-0.2, len(dilations) + 0.2), title=f"{shown} layers reach {len(seen)} samples back, "
+               f"all {len(model.layers)}: {model.receptive_field:,}")
+        frames += 4 * [figure]
+    run.picture("receptive_field.gif", *frames)
+    run.picture("receptive_field.png", frames[-1])
 
-    clips, test = pieces(train_clips), pieces(test_clips)
-    valid, clips = clips[9::20], [c for i, c in enumerate(clips) if i % 20 != 9]  # a twentieth for validation
-    symbols, heard = (torch.cat([q for q, _, _ in some]) for some in (test, clips))
-    count = heard.bincount(minlength=256) + 1.0
-    levels = {"untrained": 8.0, "frequencies alone": -(count / count.sum()).log2()[symbols].mean().item(),
-              "xz": len(lzma.compress(symbols.byte().numpy().tobytes(), preset=9)) * 8 / len(symbols),
-              "order-2 Markov chain": markov(heard, symbols)}
-    model, optimizer, descend = prepare(s, run, levels)
+# %% Notes
+# Differs from the paper: small, and 8,000 samples a second; beside digit and speaker a layer knows the time
+# in the clip, from 0 to 1 in 32 steps, since the receptive field does not say where in a word one is, so p(x
+# | y) is given the clip's length too; Adam with one cycle of the learning rate. Sounds with guidance w > 1
+# are no longer draws of p(x | y).
+#
+# Things to break:
+# 1. In `forward`, put self.embed(x) for self.embed(F.pad(x[:, :-1], (1, 0), value=256)): a sample sees
+#    itself, the loss falls to 0, and a sampled sound repeats one level for ever: silence.
+# 2. In `WaveNet.__init__`, put Layer(C, 1): the receptive field shrinks to 12 samples, the loss is higher.
+# 3. In `sample`, drop the line queue[:, t % layer.dilation] = h[:, 0]: no layer knows anything of d samples
+#    ago; the loss stays the same, the sound falls apart.
+#
+# References: queues: Le Paine et al. 2016 (1611.09482); guidance: Ho & Salimans 2022 (2207.12598). Read
+# before: made.py. Next: pixelcnn.py, where causality gets a second dimension.
 
-    def update(step):
-        first = torch.randint(max(1, len(clips) - s.batch_size + 1), ()).item()  # neighbours are of about one length
-        x, y, who, length = batch(clips[first:first + s.batch_size])
-        hide = torch.rand(len(y), device=s.device)  # a tenth is not told the digit, one the speaker, one neither
-        y, who = y.where(hide >= 0.2, 10), who.where((hide < 0.1) | (hide >= 0.3), len(known))
-        with mixed(s.device):
-            loss = -model.log_prob(x, y, who, length).sum() / length.sum() / math.log(2)
-        return descend(step, loss)
+# %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
+class Run:
+    """The flags as attributes, and what a training loop needs around it: see `main`."""
+    pause, last_save, notebook = 5, "nothing was saved", "kernel" in Path(sys.argv[0]).name
+    def __init__(self, argv=None):
+        devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
+        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        flags = SETTINGS | {
+            "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
+            "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
+            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
+        parser = argparse.ArgumentParser(usage=f"python {NAME}.py [--steps 1000 --out out/try ...]")
+        parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
+        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+        for name, (default, about, *_) in flags.items():
+            flag = "--" + name.replace("_", "-")
+            parser.add_argument(flag, type=type(default), default=default, help=f"{about} ({default})")
+        argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
+        args, self.saved, self.stamp = parser.parse_args(argv), None, None
+        if args.resume and (model := Path(args.out, "model.pt")).exists():
+            self.saved, self.stamp = read_checkpoint(model), model.stat().st_mtime_ns
+            parser.set_defaults(**self.saved["settings"])  # for all that the command line leaves open
+            args, Run.last_save = parser.parse_args(argv), f"the run in {args.out} is as it was"
+        for name, (default, _, *limits) in flags.items():
+            value, word = getattr(args, name), isinstance(default, str)
+            if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
+                limits = (", " if word else " to ").join(map(str, limits))
+                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
+        vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
+        self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
+        self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
-    @torch.no_grad()
-    def bits(clips, tell):
-        """−log₂ p per sample over all samples of some clips."""
-        nats = 0
-        for i in range(0, len(clips), 4):
-            x, y, who, length = batch(clips[i:i + 4])
-            nats -= model.log_prob(x, y if tell else None, who if tell else None, length).sum().item()
-        return nats / math.log(2) / sum(len(q) for q, _, _ in clips)
+    def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
+        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
+        fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
+                "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
+        return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
 
-    def draw():
-        torch.manual_seed(0)
-        T, model.T = model.T, 3000
-        y, who = torch.arange(5, device=s.device), torch.arange(5, device=s.device) % max(1, len(known))
-        sounds = model.sample(5, y if run["digits"] else None, who if known else None)
-        model.T = T
-        picture(s, "samples.png", waves(sounds, [*"01234"], f"after {run['step']:,} steps of training"))
-        return compand(sounds).byte().cpu()
+    def loop(self, **parts):
+        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
+        def stop(*_):
+            self.stopped = True  # Ctrl-C: training ends after this step
+        self.parts, self.losses, self.stopped = parts, [], False
+        if self.saved:
+            if self.saved["source"] != self.source:
+                raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
+            self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
+            try:
+                for name, state in {k: self.saved["state"][k] for k in parts | self.saved["state"]}.items():
+                    if "last_epoch" in state:  # a schedule: its place; --steps may be new
+                        state = {"last_epoch": self.step, "_step_count": self.step + 1}
+                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
+                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                        state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
+                    parts[name].load_state_dict(state)
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
+        self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
+        usual = signal.signal(signal.SIGINT, stop)
+        try:
+            while self.step < self.steps and not self.stopped:
+                self.step += 1
+                torch.manual_seed((self.seed << 32) + self.step)  # a resumed run ends in the same weights
+                yield self.step
+        finally:
+            signal.signal(signal.SIGINT, usual)
+        print(f"{self.step:,} steps done{', --resume goes on' * self.stopped}; now evaluating", flush=True)
 
-    train(s, run, {"model": model, "optimizer": optimizer}, update, lambda: bits(valid[::3], True), draw)
+    def log(self, loss):
+        """Note the loss. True every 20 s and at the end, after a status line: it is time to save."""
+        self.losses.append(loss.item())
+        if not math.isfinite(self.losses[-1]):
+            raise FloatingPointError(f"loss not finite at step {self.step}: lower --lr; {Run.last_save}")
+        self.now = time.perf_counter()
+        if self.now - self.kept < self.pause and self.step < self.steps and not self.stopped:
+            return False
+        self.seconds, recent = self.now - self.begun, self.losses[-100:]
+        rate, left = self.step * self.batch_size / self.seconds, self.seconds * (self.steps / self.step - 1)
+        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} "
+              f"{ITEMS}/s  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
+        torch.manual_seed(0)  # what is measured and drawn on the way has the same noise each time
+        return True
 
-    done = time.perf_counter()
-    told, untold = bits(test, True), bits(test, False)
-    draw_audio(s, run, model, *(v.to(s.device) for v in map(torch.as_tensor, test[len(test) // 2])))
-    drawn, model.T = time.perf_counter(), 8000
-    model.sample(1)
-    finish(s, run, {
-        "test bits/sample, digit and speaker told": told, "test bits/sample, not told": untold,
-        "test samples": len(symbols), "seconds for 1 second of sound": time.perf_counter() - drawn,
-        "seconds of training": run["seconds"], "seconds after": drawn - done}, levels)
+    def save(self, validation, samples, **more):
+        """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
+        if not math.isfinite(validation):
+            raise FloatingPointError(f"not finite after step {self.step}: lower --lr; {Run.last_save}")
+        self.curve.append({"step": self.step, "training": sum(self.losses) / len(self.losses),
+                           "validation": validation, **more})
+        saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
+        saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
+        torch.save(saved, blob := io.BytesIO())
+        self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
+        Run.last_save = f"step {self.step:,} is saved in {self.out}"
+        self.picture("samples.png", samples)
+        self.losses, self.kept = [], time.perf_counter()
+        self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
-def run_digits(s, run):
-    x, y, x_test, y_test, s.source = mnist(s.stand_in)
-    b_valid, b_test = binarise(x[55000:], seed=0)[:1000], binarise(x_test, seed=1)  # once and for all
-    x, y, b_valid, b_test, y_test = (v.to(s.device) for v in (x, y, b_valid, b_test, y_test))
-    levels = {"untrained": 1.0}
-    model, optimizer, descend = prepare(s, run, levels)
+    def write(self, name, blob):
+        """Write out/name whole or not at all. An earlier run there moves aside, a later one stays."""
+        try:
+            there = name != "probe" and (model := self.out / "model.pt").exists()
+            if there and model.stat().st_mtime_ns != self.stamp:
+                aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
+                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
+                self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
+            self.out.mkdir(parents=True, exist_ok=True)
+            (part := self.out / f"{name}.part").write_bytes(blob)
+            return part.replace(self.out / name)
+        except OSError as error:
+            for part in self.out.glob(f"{name}.part"):
+                part.unlink()
+            raise OSError(f"cannot write {self.out / name}: {error.strerror}") from error
 
-    def update(step):
-        i = torch.randint(55000, (s.batch_size,), device=s.device)
-        label = torch.where(torch.rand(s.batch_size, device=s.device) < 0.5, 10, y[i])  # half of them are not told
-        with mixed(s.device):
-            loss = -model.log_prob(binarise(x[i]), label).mean() / 784 / math.log(2)
-        return descend(step, loss)
+    def picture(self, name, *figures):
+        """Write a figure as .png, or several as the frames of a .gif; a notebook shows it."""
+        pages, blob = [], io.BytesIO()
+        for figure in figures:
+            figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
+            figure.savefig(page := io.BytesIO(), dpi=120)
+            pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
+        pages[0].save(blob, name[-3:], save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
+        self.write(name, blob.getvalue())
+        if self.notebook and not self.losses:
+            from IPython import display
+            display.display(display.Image(blob.getvalue(), format=name[-3:]))
 
-    @torch.no_grad()
-    def nats(digits, labels=None):
-        parts = zip(digits.split(100), [None] * len(digits) if labels is None else labels.split(100))
-        return -torch.cat([model.log_prob(*part) for part in parts])
-
-    def draw():
-        torch.manual_seed(0)
-        samples = model.sample(40, torch.arange(40, device=s.device) % 10)
-        picture(s, "samples.png", sheet(samples, 10, f"after {run['step']:,} steps of training", cols=[*range(10)]))
-        return samples.byte().cpu()
-
-    train(s, run, {"model": model, "optimizer": optimizer}, update,
-          lambda: nats(b_valid).mean().item() / 784 / math.log(2), draw)
-
-    done = time.perf_counter()
-    untold, told = nats(b_test), nats(b_test, y_test)
-    draw_digits(s, run, model, b_test, y_test)
-    drawn = time.perf_counter()
-    model.sample(64)
-    finish(s, run, {
-        "test -log p(x), nats, network not told the class": untold.mean().item(),
-        "its standard error": (untold.std() / len(untold) ** 0.5).item(),
-        "test -log p(x | y), nats": told.mean().item(),
-        "seconds for 64 samples": time.perf_counter() - drawn,
-        "seconds of training": run["seconds"], "seconds after": drawn - done}, levels)
-
-def binarise(x, seed=None):
-    """A Bernoulli draw for each pixel of uint8 digits, its grey value the probability; by a seed, the same for ever."""
-    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
-    return (torch.rand(x.shape, device=x.device, generator=generator) * 255 < x).float()
+    def report(self, results):
+        """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
+        for name, value in (self.baselines | results).items():
+            print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
+        gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
+        metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
+        metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
+                    "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
+        self.write("metrics.json", json.dumps(metrics, indent=1).encode())
+        ax = Figure(figsize=(6, 4), layout="constrained").subplots()
+        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
+        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
+        self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:
         main()
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
+    except KeyboardInterrupt:
+        sys.exit(print(f"\n{NAME}.py: stopped; {Run.last_save}", file=sys.stderr) or 130)

@@ -34,26 +34,26 @@ from matplotlib.figure import Figure
 from data import mnist
 
 RESULTS = ROOT / "benchmarks" / "results"
-GREY = "gated_pixelcnn-grey"  # a run of its own, in out/ under this name
-FLAGS = {GREY: "--bits 8 --steps 2000"}  # of runs that are not the default one
-IMAGES = ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae", "gan", "realnvp", "ddpm", "ebm", GREY]
+IMAGES = ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae", "gan", "realnvp", "ddpm", "ebm"]
 SEQUENCES = ["char_rnn", "wavenet"]
 GROUPS = {  # protocol: who stands in it, in order
     "binary": ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae", "digits", "noise"],
-    "grey": [GREY, "vae", "vqvae", "gan", "realnvp", "ddpm", "ddpm, unguided", "ebm", "digits", "noise"]}
-OTHERWISE = {"ddpm, unguided": {"w": 1.0}}  # the same run, sampled with these
+    "grey": ["vae", "vqvae", "gan", "realnvp", "realnvp, temperature 0.7", "ddpm", "ddpm, unguided", "ebm", "digits",
+             "noise"]}
+OTHERWISE = {"ddpm, unguided": {"w": 1.0}, "realnvp, temperature 0.7": {"temperature": 0.7}}  # same runs
 NATS = 784 * math.log(2)  # in a bit per dimension
-LIKELIHOOD = {  # script: what the figure is, protocol, and its keys in metrics.json: p(x) untold, p(x) summed, p(x | y)
+LIKELIHOOD = {  # script: what the figure is, protocol, keys in metrics.json: unconditional, marginal, conditional
     "made": ("exact", "binary", "test NLL, unconditional, nats", "test NLL, marginal over the classes, nats",
              "test NLL, conditional, nats"),
-    **dict.fromkeys(["pixelcnn", "gated_pixelcnn", "transformer_ar", GREY], (
-        "exact", "binary", "test -log p(x), nats, network not told the class",
-        "first 1,000: -log p(x), nats, class summed out", "test -log p(x | y), nats")),
+    **dict.fromkeys(["pixelcnn", "gated_pixelcnn", "transformer_ar"], (
+        "exact", "binary", "test NLL, unconditional, nats", "every 10th digit: NLL, marginal over the classes, nats",
+        "test NLL, conditional, nats")),
     "vae": ("bound", "binary", "test -ELBO, unconditional, nats", "every 10th digit: NLL, marginal",
             "test -ELBO, conditional, nats"),
-    "vqvae": ("bound", "binary", "test -ELBO, nats, class not told", "first 1,000: -ELBO, nats, class summed out",
-              "test -ELBO of p(x | y), nats"),
-    "realnvp": ("bound", "grey", "test -log p(x), bits/dim, class not told", None, "test -log p(x | y), bits/dim"),
+    "vqvae": ("bound", "binary", "test -ELBO, unconditional, nats",
+              "every 10th digit: -ELBO, marginal over the classes, nats", "test -ELBO, conditional, nats"),
+    "realnvp": ("bound", "grey", "test NLL bound, unconditional, bits/dim", None,
+                "test NLL bound, conditional, bits/dim"),
     "ddpm": ("bound", "grey", "test NLL bound, unconditional, bits/dim", None, None),
     "gan": ("none", "grey", None, None, None),
     "ebm": ("up to a constant", "grey", None, None, None),
@@ -62,11 +62,11 @@ LIKELIHOOD = {  # script: what the figure is, protocol, and its keys in metrics.
 
 def command(name):
     """The command that makes the run in out/NAME."""
-    return f"{name.split('-')[0]}.py" + (f" {FLAGS[name]} --out out/{name}" if name in FLAGS else "")
+    return f"{name}.py"
 
 
 def load(name):
-    return importlib.import_module(name.split("-")[0]).load(ROOT / "out" / name / "model.pt")
+    return importlib.import_module(name).load(ROOT / "out" / name / "model.pt")
 
 
 def sampler(name, metrics=None):
@@ -152,15 +152,14 @@ def likelihood(name, metrics):
     kind, protocol, *keys = LIKELIHOOD[name]
     results = metrics["results"]
     error = [v for k, v in results.items() if k.startswith("its standard error")]
-    protocol, scale = ("grey", 1 / NATS) if name == GREY else (protocol, 1)  # bits/dim as the others of its protocol
-    untold, summed, told = (None if key is None else scale * results[key] for key in keys)
-    few = summed is not None and keys[1].startswith(("first 1,000", "every 10th"))
-    if few:  # what summing gains on these digits, off the figure of all
-        summed += untold - scale * results[keys[0].replace("test", keys[1].split(":")[0] + ":")]
+    unconditional, marginal, conditional = (None if key is None else results[key] for key in keys)
+    few = marginal is not None and keys[1].startswith("every 10th")
+    if few:  # what the mixture gains on these digits, off the figure of all
+        marginal += unconditional - results[keys[0].replace("test", "every 10th digit:")]
     return {"kind": kind, "protocol": protocol, "unit": "nats" if protocol == "binary" else "bits/dim",
-            "-log p(x), class not told": untold, "-log p(x), class summed out": summed,
-            "summed over": None if summed is None else 1000 if few else 10000,
-            "-log p(x | y)": told, "95 %": 1.96 * scale * error[0] if error else None}
+            "NLL, unconditional": unconditional, "NLL, marginal": marginal,
+            "summed over": None if marginal is None else 1000 if few else 10000,
+            "NLL, conditional": conditional, "95 %": 1.96 * error[0] if error else None}
 
 
 def measure(name, judge, digits):
@@ -201,7 +200,7 @@ def balance(judge, x, digits):
 
 
 def scores(x, protocol, judge, digits):
-    return {"read as asked": share(read(judge, x) == digits["asked"]), **digits[protocol].scores(x)}
+    return {"class accuracy": share(read(judge, x) == digits["asked"]), **digits[protocol].scores(x)}
 
 
 def baselines(judge, digits):
@@ -218,8 +217,10 @@ def sequence(name):
     out = ROOT / "out" / name
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     run = json.loads((out / "run.json").read_text()) if (out / "run.json").exists() else {}
-    model = load(name)
+    model, begun = load(name), time.perf_counter()
+    model.sample(64) if name == "char_rnn" else model.sample(1, 3, length=8000)
     return {"results": metrics["results"], "parameters": sum(p.numel() for p in model.parameters()),
+            "seconds to sample": time.perf_counter() - begun, "seconds of training": metrics["seconds of training"],
             "peak memory, MB": run.get("peak memory, MB"),
             "device": metrics["device"], "torch": metrics.get("torch", torch.__version__)}
 
@@ -236,15 +237,15 @@ def duration(t):
 
 def title(name):
     name, _, otherwise = name.partition(", ")
-    file, _, flags = command(name).partition(" ")
-    return f"[{file}]({file})" + (f" `{FLAGS[name]}`" if flags else "") + (f", {otherwise}" if otherwise else "")
+    file = command(name)
+    return f"[{file}]({file})" + (f", {otherwise}" if otherwise else "")
 
 
 def table(known):
     """The comparison as Markdown, of the image models and of the sequence models."""
     lines = []
     for protocol, what in (("binary", "binary digits, nats"), ("grey", "8-bit grey digits, bits/dim")):
-        lines += [f"| {what} | −log p(x) is | class not told | class summed out | told, −log p(x \\| y) "
+        lines += [f"| {what} | NLL is | unconditional | marginal | conditional "
                   "| class accuracy | Fréchet distance | precision | recall | class balance |", "|" + "---|" * 10]
         for name in GROUPS[protocol]:
             row = known["rows"].get(name)
@@ -264,12 +265,12 @@ def table(known):
                     return f"{sign}{it[key]:.{digits}f}" if it[key] is not None else "–"
 
                 cells[1] = {"bound": "bounded"}.get(it["kind"], it["kind"])
-                cells[2], cells[4] = figure("-log p(x), class not told"), figure("-log p(x | y)")
+                cells[2], cells[4] = figure("NLL, unconditional"), figure("NLL, conditional")
                 few = it["summed over"] == 1000
-                cells[3] = ("≈ " if few and not sign else "") + figure("-log p(x), class summed out") + "¹" * few
+                cells[3] = ("≈ " if few and not sign else "") + figure("NLL, marginal") + "¹" * few
             s = row.get(protocol)
             cells += ["not yet measured", "", "", "", ""] if not s else [
-                plus(s["read as asked"], 100, 1, " %"), plus(s["Frechet distance"], 1, 1),
+                plus(s["class accuracy"], 100, 1, " %"), plus(s["Frechet distance"], 1, 1),
                 plus(s["precision"], 1, 3), plus(s["recall"], 1, 3),
                 f"{s['class balance']:.3f}" if "class balance" in s else "–"]
             lines.append(f"| {' | '.join(cells)} |")
@@ -286,13 +287,14 @@ def table(known):
     for name in SEQUENCES:
         if row := known["rows"].get(name):
             r, memory = row["results"], row["peak memory, MB"]
-            told = (["tiny Shakespeare, last tenth", f"{r['test nats/char']:.4f} nats/char"] if name == "char_rnn" else
-                    ["spoken digits, recordings 0-4", f"{r['test bits/sample, digit and speaker told']:.3f} "
-                     f"bits/sample told digit and speaker, {r['test bits/sample, not told']:.3f} not"])
-            drawn = (f"{r['seconds for 64 samples']:.1f} s, 64 x 600 characters" if name == "char_rnn" else
-                     f"{r['seconds for 1 second of sound']:.1f} s, a second of sound")
-            lines.append(f"| {title(name)} | {told[0]} | {told[1]} | {row['parameters']:,} | "
-                         f"{lines_of_code(ROOT / f'{name}.py')} | {r['seconds of training']:.0f} s | {drawn} | "
+            given = (["tiny Shakespeare, last tenth", f"{r['test NLL, nats/char']:.4f} nats/char"] if name == "char_rnn"
+                     else ["spoken digits, recordings 0-4", f"{r['test NLL, conditional, bits/sample']:.3f} "
+                           "bits/sample given digit and speaker, "
+                           f"{r['test NLL, unconditional, bits/sample']:.3f} unconditional"])
+            drawn = (f"{row['seconds to sample']:.1f} s, 64 x 600 characters" if name == "char_rnn" else
+                     f"{row['seconds to sample']:.1f} s, a second of sound")
+            lines.append(f"| {title(name)} | {given[0]} | {given[1]} | {row['parameters']:,} | "
+                         f"{lines_of_code(ROOT / f'{name}.py')} | {row['seconds of training']:.0f} s | {drawn} | "
                          f"{f'{memory:,.0f} MB' if memory else '–'} |")
     return "\n".join(lines) + "\n"
 
@@ -305,8 +307,8 @@ def figure(known):
     scored = [n for n in IMAGES if n in rows and rows[n]["likelihood"]["protocol"] == "binary"]
     for place, name in enumerate(scored):
         it = rows[name]["likelihood"]
-        for key, color in (("-log p(x), class not told", "C7"), ("-log p(x), class summed out", "C0"),
-                           ("-log p(x | y)", "C2")):
+        for key, color in (("NLL, unconditional", "C7"), ("NLL, marginal", "C0"),
+                           ("NLL, conditional", "C2")):
             left.plot(it[key], place, "o", color=color, mfc=color if it["kind"] == "exact" else "white",
                       label=key.replace("-", "−", 1) if not place else None)
     left.set_yticks(range(len(scored)), scored)
@@ -320,7 +322,7 @@ def figure(known):
         for k, name in enumerate(names):
             s = rows[name][protocol]
             (distance, half), (p, p_half), (r, r_half) = (s[k] for k in ("Frechet distance", "precision", "recall"))
-            real, shown = name == "digits", "real digits" if name == "digits" else name.replace(GREY, "gated_pixelcnn")
+            real, shown = name == "digits", "real digits" if name == "digits" else name
             ax.errorbar(r, p, p_half, r_half, fmt="*" if real else "o", ms=12 if real else 6, color=color,
                         ecolor="lightgray", zorder=3 if real else 2)
             side = 1 if real or k % 2 == 0 else -1  # names to the right and left in turn
@@ -337,7 +339,7 @@ def figure(known):
         ax.margins(0.15)
         ax.set(xlabel="recall: real digits within the samples' region", ylabel="precision: samples within the digits'",
                title=f"{protocol} samples: up is sharp, right is varied")
-    right.set(xscale="log", yscale="log", xlabel="seconds for 64 samples, class told", xlim=(1e-3, 20),
+    right.set(xscale="log", yscale="log", xlabel="seconds for 64 samples, class given", xlim=(1e-3, 20),
               ylabel="Fréchet distance to real digits", title="Low and left is good; dashed: real digits")
     right.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     right.minorticks_off()

@@ -130,7 +130,7 @@ def main(argv=None):
     samples = draw(len(y), y)
     seconds = time.time() - start
     right = (read(judge, samples) == y).view(10, 100).float().mean(1)
-    said["read as asked"] = right.mean().item()
+    said["class accuracy"] = right.mean().item()
     print(f"{args.script}: the judge reads {100 * right.mean():.1f} % of 1,000 samples as the class asked for")
     print(f"by class: {' '.join(f'{c}:{100 * r:.0f}' for c, r in enumerate(right.tolist()))}")
     print(f"drawn in {seconds:.1f} s ({len(y) / seconds:.0f} a second)")

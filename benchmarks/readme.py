@@ -1,7 +1,7 @@
 """Every table and figure of README.md, made again from the saved runs.
 
     python benchmarks/readme.py              from out/ and benchmarks/results; says which runs are missing
-    python benchmarks/readme.py --measure    first measures all of it: compare.py, sampling.py, judge.py, ear.py
+    python benchmarks/readme.py --measure    first measures all of it: compare.py, sampling.py, ear.py
     python benchmarks/readme.py --run        first makes the missing runs, then measures
 
 The numbers of each run go to benchmarks/results/NAME-cpu.json, its log to NAME-cpu.log (NAME-gpu for runs on a GPU),
@@ -9,7 +9,6 @@ its pictures to assets/, and the tables into README.md between their marks. What
 """
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -26,29 +25,27 @@ ORDER = ["made", "char_rnn", "wavenet", "pixelcnn", "gated_pixelcnn", "transform
          "vae", "vqvae", "gan", "realnvp", "ddpm", "ebm"]
 PICTURES = {  # in assets/: where it comes from, in out/
     "made_completion.png": "made/completion.png", "char_rnn_surprise.png": "char_rnn/surprise.png",
-    "wavenet_foreseen.png": "wavenet/foreseen.png", "pixelcnn_blind_spot.png": "pixelcnn/blind_spot.png",
+    "wavenet_predictions.png": "wavenet/predictions.png", "pixelcnn_blind_spot.png": "pixelcnn/blind_spot.png",
     "gated_pixelcnn_blind_spot.png": "gated_pixelcnn/blind_spot.png",
     "transformer_ar_attention.png": "transformer_ar/attention.png", "vae_style.png": "vae/style.png",
     "vqvae_codes.png": "vqvae/codes.png", "gan_samples.png": "gan/samples.png",
-    "realnvp_layers.png": "realnvp/layers.png", "denoising.gif": "ddpm/denoising.gif",
+    "realnvp_temperature.png": "realnvp/temperature.png", "denoising.gif": "ddpm/denoising.gif",
     "ebm_inpainting.png": "ebm/inpainting.png",
     "realnvp_likelihood.png": "realnvp/likelihood.png", "gan_neighbours.png": "gan/neighbours.png"}
-JUDGED = ["vqvae", "realnvp", "ebm"]  # what the openings say of judge.py
-EXTRA = [compare.GREY, "realnvp-moons", "made-unconditional"]  # runs in out/ of other flags that openings speak of
+EXTRA = [f"{name}-unconditional" for name in ("made", "pixelcnn", "gated_pixelcnn", "transformer_ar")] + [
+    "ebm-1", "ebm-2"]  # runs in out/ of other flags that openings speak of
 FIGURE = {  # the figure of a chapter: its key in metrics.json, decimals, what it is; and what is published beside it
     "made": ("test NLL, unconditional, nats", 2, "nats, exact", "84.87 (85 epochs, [G])"),
-    "char_rnn": ("test nats/char", 4, "nats/char, exact", "1.4697 (transformer, 3 minutes on an A100, [N])"),
-    "wavenet": ("test bits/sample, not told", 3, "bits/sample, exact", "– (an order-2 Markov chain: 5.11)"),
-    "pixelcnn": ("test -log p(x), nats, network not told the class", 2, "nats, exact", "81.45 (457 epochs, [G])"),
-    "gated_pixelcnn": ("test -log p(x), nats, network not told the class", 2, "nats, exact",
-                       "81.50 (457 epochs, [G]); 8-bit grey 0.808 bits/dim ([U12])"),
-    "transformer_ar": ("test -log p(x), nats, network not told the class", 2, "nats, exact",
-                       "79.17 (ImageGPT, 457 epochs, [G])"),
+    "char_rnn": ("test NLL, nats/char", 4, "nats/char, exact", "1.4697 (transformer, 3 minutes on an A100, [N])"),
+    "wavenet": ("test NLL, unconditional, bits/sample", 3, "bits/sample, exact", "–"),
+    "pixelcnn": ("test NLL, unconditional, nats", 2, "nats, exact", "81.45 (457 epochs, [G])"),
+    "gated_pixelcnn": ("test NLL, unconditional, nats", 2, "nats, exact", "81.50 (457 epochs, [G])"),
+    "transformer_ar": ("test NLL, unconditional, nats", 2, "nats, exact", "79.17 (ImageGPT, 457 epochs, [G])"),
     "vae": ("test -ELBO, unconditional, nats", 2, "nats, bound",
             "86.77 (457 epochs, no class, [G])"),
-    "vqvae": ("test -ELBO, nats, class not told", 2, "nats, bound", "–"),
+    "vqvae": ("test -ELBO, unconditional, nats", 2, "nats, bound", "–"),
     "gan": None,
-    "realnvp": ("test -log p(x), bits/dim, class not told", 3, "bits/dim, bound", "1.020 (multi-scale, [U11])"),
+    "realnvp": ("test NLL bound, unconditional, bits/dim", 3, "bits/dim, bound", "1.020 (multi-scale, [U11])"),
     "ddpm": ("test NLL bound, unconditional, bits/dim", 2, "bits/dim, bound", "–"),
     "ebm": None,
 }
@@ -67,20 +64,19 @@ def collect(name):
 
 
 def gallery(folder):
-    """All twelve at once: digits, text and sound that nobody made."""
+    """All twelve at once: samples of digits, text and sound."""
     fig = Figure(figsize=(13, 6.8), layout="constrained")
     for ax, name in zip(fig.subplots(4, 3).flat, ORDER):
         torch.manual_seed(0)
         model, draw = compare.sampler(name)
         if name == "char_rnn":
-            text = model.spell(model.sample(1, given=torch.tensor([[model.codes.tolist().index(10)]]))[0])
+            text = model.spell(model.sample(1)[0])
             ax.text(0.01, 0.97, "\n".join(line[:62] for line in text.strip().split("\n")[:9]), va="top", size=7.5,
                     family="monospace", transform=ax.transAxes)
             ax.set_title("char_rnn.py: tiny Shakespeare", size=10)
         elif name == "wavenet":
-            model.T = 4000
             for k, digit in enumerate((0, 4, 7)):
-                sound = model.sample(1, digit)[0]
+                sound = model.sample(1, digit, guidance=2.0)[0]
                 ax.plot(torch.arange(len(sound)) / 8000, sound / 2 / sound.abs().max() - k, lw=0.4, color="C0")
             ax.set_yticks([0, -1, -2], ["zero", "four", "seven"], size=8)
             ax.set_xlabel("seconds", size=8)
@@ -90,7 +86,7 @@ def gallery(folder):
             x = draw(30, torch.arange(30) % 10).view(3, 10, 28, 28).transpose(1, 2).reshape(84, 280)
             ax.imshow(x, cmap="gray_r", vmin=0, vmax=1)
             kind = "black or white" if (x % 1 == 0).all() else "grey"
-            ax.set_title(f"{name}.py: {'probabilities of ink' if name in ('vae', 'vqvae') else kind}", size=10)
+            ax.set_title(f"{name}.py: {'pixel probabilities' if name in ('vae', 'vqvae') else kind}", size=10)
         if name != "wavenet":
             ax.set_xticks([])
             ax.set_yticks([])
@@ -127,7 +123,7 @@ def taxonomy():
         (tractable, 3.75, "normalising flow", "realnvp", "one pass, invertible"),
         (approximate, 5.75, "latent, a bound", "vae  vqvae", "a code, then one pass"),
         (approximate, 7.55, "diffusion, a bound", "ddpm", "many passes"),
-        (approximate, 9.3, "energy, up to Z", "ebm", "a walk downhill"),
+        (approximate, 9.3, "energy, up to Z", "ebm", "Langevin dynamics"),
         (implicit, 10.95, "adversarial", "gan", "one pass"),
     ]
     for parent, x, family, files, how in leaves:
@@ -154,20 +150,18 @@ def sampling_table():
 
 
 def published_table():
-    """Each chapter's figure here, what others publish, and the larger run that its opening names."""
-    lines = ["| | default run, 2 CPU cores | published | larger, on one GPU | measured there |", "|" + "---|" * 5]
+    """Each chapter's figure here and what others publish."""
+    lines = ["| | default run, null label | `--label-dropout 1` | published |", "|" + "---|" * 4]
     for name in ORDER:
-        opening = " ".join((ROOT / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].split())
-        command = re.search(r"On one GPU: `(.*?)`", opening)
-        cells = ["not a likelihood: see above", "–", f"`{command.group(1)}`" if command else "–", "not yet measured"]
-        for place, kind in ((0, "cpu"), (3, "gpu")):
-            path = RESULTS / f"{name}-{kind}.json"
-            if path.exists() and FIGURE[name]:
-                key, digits, unit, cells[1] = FIGURE[name]
-                run = json.loads(path.read_text())
-                seconds = run.get("seconds of training") or run["results"]["seconds of training"]
-                cells[place] = f"{run['results'][key]:.{digits}f} {unit}; {seconds:.0f} s"
-        lines.append(f"| {name}.py | {' | '.join(cells)} |")
+        if FIGURE[name] is None:  # no likelihood
+            continue
+        key, digits, unit, published = FIGURE[name]
+        cells = []
+        for kind in ("", "-unconditional"):
+            path = RESULTS / f"{name}{kind}-cpu.json"
+            run = json.loads(path.read_text()) if path.exists() else None
+            cells.append(f"{run['results'][key]:.{digits}f} {unit}; {run['seconds of training']:.0f} s" if run else "–")
+        lines.append(f"| {name}.py | {' | '.join([*cells, published])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -191,7 +185,7 @@ def main(argv=None):
     out, assets = ROOT / "out", ROOT / "assets"
     if args.measure or args.run:
         compare.main(["--run"] if args.run else [])
-        for line in ["sampling.py", *(f"judge.py {name}" for name in JUDGED), "ear.py"]:
+        for line in ["sampling.py", "ear.py"]:
             subprocess.run([sys.executable, *f"benchmarks/{line}".split()], cwd=ROOT, check=True)
     missing = [name for name in ORDER if not (out / name / "metrics.json").exists()]
     for name in missing:

@@ -7,7 +7,6 @@ benchmarks/results/sampling-cpu.json: both times, their ratio, and the ratio aft
 the symbols. "Differ" is not always 0: in 32-bit floats the two ways round differently, and now and then a random number
 falls between. The tests show them equal in 64-bit floats.
 """
-import argparse
 import importlib
 import json
 import sys
@@ -28,7 +27,7 @@ def plain_pixels(model, n):
     x = torch.zeros(n, 1, 28, 28)
     for i in range(784):
         r, c = divmod(i, 28)
-        x[:, 0, r, c] = model.draw(model(x)[:, :, r, c])
+        x[:, 0, r, c] = (torch.rand(n) < model(x)[:, 0, r, c].sigmoid()).float()
     return x
 
 
@@ -42,23 +41,25 @@ def plain_masks(model, n):
 def plain_tokens(model, n):
     x = torch.zeros(n, model.T, dtype=torch.long)
     for t in range(model.T):
-        x[:, t] = pick(model(x[:, :t + 1])[:, t])
-    return model.images(x)
+        x[:, t] = pick(model(x)[:, t])
+    return importlib.import_module("transformer_ar").to_images(x, model.patch)
 
 
 def plain_text(model, n):
     x = torch.full((n, 1), model.K)
-    for _ in range(model.T):
+    for _ in range(LENGTH["char_rnn"]):
         x = torch.cat([x, pick(model(x)[0][:, -1])[:, None]], 1)
     return x[:, 1:]
 
 
 def plain_sound(model, n):
-    import wavenet
-    x = torch.zeros(n, model.T, dtype=torch.long)
-    for t in range(model.T):
-        x[:, t] = pick(model(x[:, :t + 1])[:, t])
-    return wavenet.expand(x)
+    x = torch.zeros(n, LENGTH["wavenet"], dtype=torch.long)
+    for t in range(x.shape[1]):
+        x[:, t] = pick(model(x[:, :t + 1], length=torch.full((n,), x.shape[1]))[:, t])
+    return importlib.import_module("wavenet").expand(x)
+
+
+LENGTH = {"char_rnn": 200, "wavenet": 4000}
 
 
 PLAIN = {"made": plain_masks, "char_rnn": plain_text, "wavenet": plain_sound, "pixelcnn": plain_pixels,
@@ -85,11 +86,10 @@ def timed(sample, seed=0):
 def untrained(name):
     """The chapter's default model as it begins."""
     module = importlib.import_module(name)
-    if name == "made":
-        return module.MADE()
-    flags = {k: v[0] if isinstance(v, tuple) else v for k, (v, _) in module.FLAGS.items()}
+    kind = {"made": "MADE", "char_rnn": "CharRNN", "wavenet": "WaveNet", "pixelcnn": "PixelCNN",
+            "gated_pixelcnn": "GatedPixelCNN", "transformer_ar": "Transformer"}[name]
     torch.manual_seed(0)
-    return module.build(argparse.Namespace(**flags), *[torch.arange(65)] * (name == "char_rnn")).eval()
+    return getattr(module, kind)(*[torch.arange(65)] * (name == "char_rnn")).eval()
 
 
 def main():
@@ -100,12 +100,11 @@ def main():
         if not saved.exists():
             print(f"{name}: {saved} is not there; `python {name}.py` makes it. An untrained model takes as long:")
         model, n = importlib.import_module(name).load(saved) if saved.exists() else untrained(name), 64
-        if name in ("wavenet", "char_rnn"):
-            n, model.T = (1, 4000) if name == "wavenet" else (64, 200)
-            model.shape = (model.T,)
-        null = [10] if name == "made" else []  # the null label, which the others take for no class
-        timed(lambda: model.sample(n, *null))  # once to warm up
-        fast, cached = timed(lambda: model.sample(n, *null))
+        n = 1 if name == "wavenet" else n
+        how = {} if name == "char_rnn" else {"y": 10}  # the null label
+        how |= {"length": LENGTH[name]} if name in LENGTH else {}
+        timed(lambda: model.sample(n, **how))  # once to warm up
+        fast, cached = timed(lambda: model.sample(n, **how))
         slow, plain = timed(lambda: PLAIN[name](model, n))
         T = len(cached)
         known["results"][name] = result = {

@@ -15,12 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def thing(name, n):
-    """The n-th thing to break of a chapter, in one line: from its notes, or in the first edition from its opening."""
+    """The n-th thing to break of a chapter, in one line, from its notes."""
     text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
-    if "# Things to break:" in text:
-        text = text.split("# Things to break:")[1].split("\n#\n")[0].replace("\n#", "\n")
-        return " ".join(re.split(r"\n \d\. ", text)[n].split())
-    return " ".join(re.split(r"\n  \d\. ", text.split('"""')[1].split("Things to break")[1])[n].split())
+    text = text.split("# Things to break:")[1].split("\n#\n")[0].replace("\n#", "\n")
+    return " ".join(re.split(r"\n \d\. ", text)[n].split())
 
 
 def chapter(name, *edits):
@@ -41,17 +39,13 @@ def chapter(name, *edits):
 def trained(name, *edits, flags="", seed=0, evaluate=False):
     """(module, model, results, run) of a short run of that copy on stand-in data, 200 test digits, no pictures.
 
-    `model` is what `load` gives, `results` those of metrics.json (in the second edition only if asked to `evaluate`:
-    a test measures for itself), `run` all that was saved (`curve`, in the first edition a list of (step, training
-    loss, validation loss), in the second of dicts; `state` the weights of every part). Cached: the whole chapter, with
-    which each broken one is compared, is trained once.
+    `model` is what `load` gives, `results` those of metrics.json (only if asked to `evaluate`: a test measures for
+    itself), `run` all that was saved (`curve`, a list of dicts; `state`, the weights of every part). Cached: the whole
+    chapter, with which each broken one is compared, is trained once.
     """
     module, out = chapter(name, *edits), Path(tempfile.mkdtemp())
-    for draw in [v for v in vars(module) if v.startswith("draw_")]:
-        setattr(module, draw, lambda *_: None)
-    if hasattr(module, "Run"):
-        module.Run.picture = lambda *_: None
-        module.evaluate = module.evaluate if evaluate else lambda run, *_: run.report({})
+    module.Run.picture = lambda *_: None
+    module.evaluate = module.evaluate if evaluate else lambda run, *_: run.report({})
     if hasattr(module, "mnist"):
         module.mnist = lambda *_: digits()
     module.main([*shlex.split(flags), "--device", "cpu", "--out", str(out), "--seed", str(seed),

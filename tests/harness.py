@@ -4,7 +4,6 @@ import gzip
 import io
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -22,7 +21,7 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and limits")
 TINY = {
     "char_rnn": "--steps 3 --batch-size 8 --hidden 16 --length 16",
     "ddpm": "--steps 3 --batch-size 8 --channels 8 --timesteps 12 --ddim-steps 2",
-    "ebm": "--steps 3 --batch-size 8 --channels 4 --chain-steps 2 --sample-steps 3 --replay 64",
+    "ebm": "--steps 3 --batch-size 8 --channels 4 --langevin-steps 2 --sample-steps 3 --buffer 64",
     "gan": "--steps 3 --batch-size 8 --channels 4 --latent-dim 8",
     "gated_pixelcnn": "--steps 3 --batch-size 8 --channels 4 --layers 1",
     "made": "--steps 3 --batch-size 8 --hidden 32 --orderings 1",
@@ -30,13 +29,11 @@ TINY = {
     "realnvp": "--steps 3 --batch-size 8 --channels 4 --couplings 2",
     "transformer_ar": "--steps 3 --batch-size 8 --width 16 --layers 1 --heads 2",
     "vae": "--steps 3 --batch-size 8 --hidden 16 --latent-dim 4",
-    "vqvae": "--steps 3 --batch-size 8 --channels 4 --width 16 --layers 1",
-    "wavenet": "--steps 3 --batch-size 8 --channels 8 --layers 3 --stacks 1 --seconds 0.02",
+    "vqvae": "--steps 3 --batch-size 8 --hidden 16 --codes 4 --entries 8 --code-dim 4",
+    "wavenet": "--steps 3 --batch-size 8 --channels 8 --layers 3 --duration 0.02",
 }
-NEW = ["ddpm", "gan", "made", "vae"]  # the second edition; the others still have the first edition's frame
-OLD = sorted(set(TINY) - set(NEW))
 CHAPTERS = sorted(TINY)
-FILES = {"char_rnn": data.TEXT, "wavenet": data.AUDIO}  # what a chapter reads, if not MNIST
+IMAGES = [name for name in CHAPTERS if name not in ("char_rnn", "wavenet")]
 
 
 def flags(name, out, more=""):
@@ -55,22 +52,10 @@ def write_mnist(folder, train, test, seed=0):
 
 @functools.cache
 def small(seed=0):
-    """An environment with DATA_DIR: 600 + 120 drawn digits, enough for chapters of the second edition."""
+    """An environment with DATA_DIR: 600 + 120 drawn digits, a short text, 3,000 sounds of a 25th of a second."""
     folder = Path(tempfile.mkdtemp())
     write_mnist(folder, 600, 120, seed)
-    return os.environ | {"DATA_DIR": str(folder), "OMP_NUM_THREADS": "1"}
-
-
-@functools.cache
-def environment():
-    """With DATA_DIR: MNIST, real or drawn; the first of a text; sounds of a 50th second."""
-    folder, real = Path(tempfile.mkdtemp()), [data.FOLDER / name for name in data.MNIST]
-    if all(f.exists() for f in real):
-        for f in real:
-            shutil.copy(f, folder)
-    else:
-        write_mnist(folder, 60000, 10000)
-    (folder / data.TEXT).write_text(data.text(stand_in="always")[0][:40000], encoding="utf-8")
+    (folder / data.TEXT).write_text(data.text(stand_in="always")[0][seed:12000 + seed], encoding="utf-8")
     with tarfile.open(folder / data.AUDIO, "w:gz", compresslevel=1) as tar:
         for take in range(3000):
             with wave.open(blob := io.BytesIO(), "wb") as f:
@@ -79,20 +64,10 @@ def environment():
             member = tarfile.TarInfo(f"recordings/{take % 10}_{'anna' if take % 20 < 10 else 'ben'}_{take // 20}.wav")
             member.size = len(blob.getvalue())
             tar.addfile(member, io.BytesIO(blob.getvalue()))
-    return os.environ | {"DATA_DIR": str(folder)}
+    return os.environ | {"DATA_DIR": str(folder), "OMP_NUM_THREADS": "1"}
 
 
 BARE = """
-import {name} as m
-for draw in [v for v in vars(m) if v.startswith("draw_")]:
-    setattr(m, draw, lambda *a: None)
-all_of_it = getattr(m, "mnist", None)
-if all_of_it:
-    m.mnist = lambda *a: [v[:100] if i in (2, 3) else v for i, v in enumerate(all_of_it(*a))]
-m.SAVE_EVERY = {save_every}
-m.main({argv!r})
-"""
-BARE_NEW = """
 import {name} as m
 m.evaluate = lambda run, *_: run.report({{}})
 m.Run.pause, save = {save_every}, m.Run.save
@@ -111,10 +86,8 @@ def run(name, out, more="", cwd=ROOT, bare=False, save_every=20, **how):
     """Start a chapter as a user would; `bare` leaves out the evaluation, and can hasten the saving."""
     command = [sys.executable, f"{name}.py", *flags(name, out, more)]
     if bare:
-        body = BARE_NEW if name in NEW else BARE
-        command[1:] = ["-c", body.format(name=name, save_every=save_every, argv=command[2:])]
-    env = small() if name in NEW else environment()
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env} | how
+        command[1:] = ["-c", BARE.format(name=name, save_every=save_every, argv=command[2:])]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": small()} | how
     return subprocess.Popen(command, cwd=cwd, **how)
 
 

@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -692,12 +693,101 @@ def test_one_odd_name_takes_the_digits_from_all(tmp_path, odd):
     assert [c[1] for c in train + test] == [-1] * 3 and len(test) == 1
 
 
+@pytest.mark.parametrize("takes", [range(5, 30), range(5), [7, 7], [4, 4]])
+def test_takes_on_one_side_of_5_are_split_as_other_names_are(tmp_path, takes):
+    """Neither set may be empty: every tenth file is a test, at least one; digits and speakers are kept."""
+    names = sorted(f"{i % 10}_{'anna' if i % 2 else 'bob'}_{take}.wav" for i, take in enumerate(takes))
+    for i, name in enumerate(names):
+        (tmp_path / name).write_bytes(wav(np.zeros(100 + i)))
+    train, test, _ = data.audio(tmp_path)
+    clips = sorted(train + test, key=lambda c: len(c[0]))
+    assert [[str(digit), speaker] for _, digit, speaker in clips] == [name.split("_")[:2] for name in names]
+    last = min(10, len(names)) - 1
+    assert [len(c[0]) - 100 for c in test] == list(range(last, len(names), 10)) and train
+
+
+def test_the_ending_may_be_in_capitals(tmp_path):
+    for i, name in enumerate(["7_anna_12.WAV", "8_anna_1.Wav", "9_bob_3.wav", "1_bob_3.WAVE", "wav"]):
+        (tmp_path / name).write_bytes(wav(np.zeros(100 + i)))
+    train, test, _ = data.audio(tmp_path)
+    assert [(len(p), d, s) for p, d, s in train] == [(100, 7, "anna")]
+    assert [(len(p), d, s) for p, d, s in test] == [(101, 8, "anna"), (102, 9, "bob")]
+
+
+# %% WAV files put together by hand
+def chunk(kind, body):
+    return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+
+
+def riff(code, bits, raw, channels=1, rate=8000, extensible=False, before=b"", after=b""):
+    """The bytes of a WAV file of any format, with chunks before and after those of the sound."""
+    frame = channels * bits // 8
+    form = struct.pack("<HHIIHH", 0xFFFE if extensible else code, channels, rate, rate * frame, frame, bits)
+    if extensible:  # then the code stands at the beginning of a GUID
+        form += struct.pack("<HHIH", 22, bits, 0, code) + bytes.fromhex("000000001000800000aa00389b71")
+    body = b"WAVE" + before + chunk(b"fmt ", form) + chunk(b"data", raw) + after
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize("extensible", [False, True])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_floats_come_through_as_they_are(tmp_path, bits, extensible):
+    x = np.random.default_rng(0).uniform(-1, 1, (500, 2)).astype(f"<f{bits // 8}")
+    for channels in (1, 2):
+        own = np.ascontiguousarray(x[:, :channels])
+        pcm = clip_of(tmp_path / f"{channels}", riff(3, bits, own.tobytes(), channels, 8000, extensible))
+        assert np.array_equal(pcm, own.astype(float).mean(1).astype(np.float32))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_a_sine_in_floats_stays_the_same_sine(tmp_path, bits):
+    raw = sine(44100).astype(f"<f{bits // 8}").tobytes()
+    pcm = clip_of(tmp_path / "wavs", riff(3, bits, raw, rate=44100))
+    assert len(pcm) == 1920 and np.abs(pcm - sine(8000))[150:-150].max() < .003
+
+
+def test_floats_louder_than_1_are_clipped(tmp_path):
+    raw = np.array([0, .5, 1.5, -7, 1], "<f4").tobytes()
+    assert clip_of(tmp_path / "wavs", riff(3, 32, raw)).tolist() == [0, .5, 1, -1, 1]
+
+
+@pytest.mark.parametrize("bits", [8, 16, 24, 32])
+def test_extensible_pcm_is_pcm(tmp_path, bits):
+    blob = wav(np.random.default_rng(0).uniform(-1, 1, (301, 1)), 8000, bits)
+    raw = blob[44:44 + 301 * bits // 8]
+    plain = clip_of(tmp_path / "plain", blob)
+    assert len(plain) == 301 and np.abs(plain).max() > .9
+    assert np.array_equal(plain, clip_of(tmp_path / "by hand", riff(1, bits, raw)))
+    assert np.array_equal(plain, clip_of(tmp_path / "extensible", riff(1, bits, raw, extensible=True)))
+
+
+@pytest.mark.parametrize("before, after", [
+    (chunk(b"LIST", b"1"), b""), (chunk(b"JUNK", bytes(8)) + chunk(b"bext", b"data"), chunk(b"LIST", b"ok")),
+    (b"", b"rubbish"), (chunk(b"fact", bytes(4)), struct.pack("<4sI", b"LIST", 999) + b"cut")])
+def test_other_chunks_are_passed_over(tmp_path, before, after):
+    raw = np.array([0, 16384, -32768], "<i2").tobytes()
+    assert clip_of(tmp_path / "wavs", riff(1, 16, raw, before=before, after=after)).tolist() == [0, .5, -1]
+
+
+def test_an_odd_number_of_bytes_needs_no_padding_at_the_end(tmp_path):
+    blob = riff(1, 8, bytes([128, 192, 0]))
+    assert clip_of(tmp_path / "wavs", blob[:-1]).tolist() == [0, .5, -1]
+
+
 WAV = wav(sine(16000), 16000)
 BROKEN = {"empty": b"", "text": b"this is no sound at all, only a name", "header only": WAV[:30],
           "cut in a sample": WAV[:-1001], "cut between samples": WAV[:-1000], "no data": WAV[:36],
           "float": WAV[:20] + b"\3\0" + WAV[22:], "rate 0": WAV[:24] + bytes(4) + WAV[28:],
           "255 bits": WAV[:34] + b"\xff\0" + WAV[36:], "0 channels": WAV[:22] + bytes(2) + WAV[24:],
-          "endless format": WAV[:16] + b"\0\0\0\xff" + WAV[20:]}
+          "endless format": WAV[:16] + b"\0\0\0\xff" + WAV[20:],
+          "A-law": riff(6, 8, bytes(100)), "ADPCM": riff(2, 4, bytes(100)), "MP3": riff(85, 16, bytes(100)),
+          "half floats": riff(3, 16, bytes(100)), "64-bit integers": riff(1, 64, bytes(800)),
+          "0 bits": riff(1, 0, bytes(100)), "not a number": riff(3, 32, np.full(9, np.nan, "<f4").tobytes()),
+          "infinite": riff(3, 64, np.full(9, np.inf).tobytes()), "cut floats": riff(3, 32, bytes(400))[:-4],
+          "no format": b"RIFF\0\0\0\0WAVE" + chunk(b"data", bytes(100)),
+          "AIFF": b"FORM\0\0\0\0AIFF" + WAV[12:],
+          "a short extensible format": WAV[:20] + b"\xfe\xff" + WAV[22:],
+          "extensible A-law": riff(6, 8, bytes(100), extensible=True)}
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -716,6 +806,20 @@ def test_too_few_wavs(tmp_path, n):
         for i in range(n):
             (path / f"{i}_anna_7.wav").write_bytes(WAV)
     assert str(path) in refusal(data.audio, path)
+
+
+def test_a_folder_that_is_not_there_or_is_none(tmp_path):
+    (tmp_path / "sound.wav").write_bytes(WAV)
+    missing, file = (refusal(data.audio, tmp_path / name) for name in ("sounds", "sound.wav"))
+    assert re.search("No such file or directory|cannot find the path", missing)
+    assert re.search("(?i)not a directory|directory name is invalid", file)
+
+
+def test_the_folder_that_one_is_in_has_a_name_too(tmp_path, monkeypatch):
+    for i in (1, 12):
+        (tmp_path / f"7_anna_{i}.wav").write_bytes(WAV)
+    monkeypatch.chdir(tmp_path)
+    assert data.audio(".")[2] == tmp_path.name
 
 
 # %% python data.py

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from harness import CHAPTERS, NEW, ROOT, TINY, small
+from harness import CHAPTERS, ROOT, TINY, small
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme as front  # noqa: E402
@@ -80,9 +80,7 @@ def opening(name):
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_numbers_of_an_opening_are_those_of_the_results(name):
-    start = f"`python {name}.py`" if name in NEW else "What you will see"
-    seen = opening(name).split(start)[1].split("What differs")[0]
-    seen = re.sub(r"On one GPU: `.*?`", "", seen, flags=re.S)
+    seen = opening(name).split(f"`python {name}.py`")[1]
     assert not [bad for paragraph in prose(seen) for bad in unmeasured(paragraph, [name])]
 
 
@@ -90,7 +88,7 @@ def test_numbers_of_an_opening_are_those_of_the_results(name):
 def test_log_lines_of_an_opening_are_those_of_the_log(name):
     lines = re.findall(r"^    (step .*)$", opening(name), re.M)
     log = (RESULTS / f"{name}-cpu.log").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 3 and not set(lines) - set(log)
+    assert len(lines) >= 2 and not set(lines) - set(log)
 
 
 @pytest.mark.parametrize("paragraph", [p for p in prose(README) if NUMBER.search(p)], ids=lambda p: p.strip()[:40])
@@ -106,11 +104,8 @@ def test_a_number_that_nobody_measured_is_found():
 def test_the_results_are_those_of_the_default_run_on_real_data(name):
     run = KNOWN[f"{name}-cpu"]
     spec = __import__(name)
-    flags = spec.SETTINGS | {"seed": (0,), "stand_in": ("auto",)} if name in NEW else spec.FLAGS | spec.COMMON
-    defaults = {k: v[0][0] if isinstance(v[0], tuple) else v[0] for k, v in flags.items()}
-    own = spec.SETTINGS if name in NEW else spec.FLAGS
-    assert run["settings"] == {k: defaults[k] for k in run["settings"]} and run["settings"].keys() >= own.keys()
-    assert run["step" if name in NEW else "steps done"] == defaults["steps"] and "stand-in" not in run["source"]
+    defaults = {k: v[0] for k, v in (spec.SETTINGS | {"seed": (0,), "stand_in": ("auto",)}).items()}
+    assert run["settings"] == defaults and run["step"] == defaults["steps"] and "stand-in" not in run["source"]
 
 
 def test_tables_of_the_readme_are_those_of_the_results():

@@ -1,4 +1,4 @@
-"""VAE and VQ-VAE against exact answers: a linear-Gaussian model, quadrature, enumeration, sums by hand."""
+"""VAE against exact answers: a linear-Gaussian model, quadrature, enumeration, sums by hand."""
 import itertools
 import math
 
@@ -7,7 +7,6 @@ import torch
 from scipy import integrate, stats
 
 import vae
-import vqvae
 
 
 class LinearGaussian(vae.VAE):
@@ -167,77 +166,3 @@ def test_samples_without_a_class_draw_it_first():
     assert (torch.cdist(model.sample(100, 7).flatten(1), of_each).argmin(1) == 7).all()
     model.conditional = False
     assert (torch.cdist(model.sample(100).flatten(1), of_each).argmin(1) == vae.NULL).all()
-
-
-def test_the_codebook_gives_the_nearest_code_and_lets_the_gradient_through():
-    torch.manual_seed(0)
-    book, z = vqvae.Codebook(5, 3), torch.randn(2, 3, 7, 7, requires_grad=True)
-    index, code = book(z)
-    assert torch.equal(index, torch.cdist(z.movedim(1, 3).reshape(-1, 3), book.code).argmin(1).view(2, 7, 7))
-    assert torch.allclose(code, book.code[index].movedim(3, 1), atol=1e-6)
-    weight = torch.randn_like(z)
-    (code.sin() * weight).sum().backward()
-    assert torch.allclose(z.grad, code.detach().cos() * weight, atol=1e-6)
-
-
-def test_codes_follow_the_running_mean_as_by_hand():
-    book = vqvae.Codebook(2, 1, decay=0.9)
-    book.count.copy_(torch.tensor([10.0, 10.0]))
-    book.total.copy_(torch.tensor([[0.0], [40.0]]))
-    book.code.copy_(book.total / book.count[:, None])
-    z = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).view(1, 1, 1, 6)
-    index = book.nearest(z)
-    assert index.flatten().tolist() == [0, 0, 1, 1, 1, 1]  # 2 lies in the middle: the first one takes it
-    book.learn(z, index)
-    assert book.count.tolist() == pytest.approx([0.9 * 10 + 0.1 * 2, 0.9 * 10 + 0.1 * 4])
-    assert book.code.flatten().tolist() == pytest.approx([0.1 * 3 / 9.2, (0.9 * 40 + 0.1 * 18) / 9.4])
-
-
-def test_a_dead_code_starts_again_at_a_vector_of_the_batch():
-    torch.manual_seed(0)
-    book, z = vqvae.Codebook(4, 2), torch.randn(8, 2, 7, 7)
-    book.learn(z, book.nearest(z))
-    book.count[3] = 1e-3
-    book.learn(z, torch.zeros(8, 7, 7, dtype=torch.long))
-    assert (z.movedim(1, 3).reshape(-1, 2) - book.code[3]).abs().sum(1).min() < 1e-5
-    assert book.count[3] == 8 * 49 / 4
-
-
-def prior(K=2, T=9):
-    torch.manual_seed(0)
-    model = vqvae.Prior(K, T, 16, 2).double()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.4)
-    return model
-
-
-@pytest.mark.parametrize("y", [3, 10])
-def test_probabilities_of_all_codes_sum_to_one(y):
-    every = torch.tensor(list(itertools.product([0, 1], repeat=9)))
-    assert prior().log_prob(every, torch.full((512,), y)).exp().sum().item() == pytest.approx(1, abs=1e-5)
-
-
-def test_codes_drawn_with_kept_keys_are_those_of_the_plain_way():
-    model, y = prior(5, 20), torch.tensor([1, 2, 10])
-    torch.manual_seed(1)
-    fast = model.sample(y)
-    torch.manual_seed(1)
-    z = torch.full((3, 20), 5)
-    for t in range(20):
-        h = model.embed(z, y, torch.arange(20))
-        for block in model.blocks:
-            h = block(h)
-        z[:, t] = torch.multinomial(model.head(model.norm(h))[:, t].softmax(1), 1)[:, 0]
-    assert torch.equal(fast, z)
-
-
-def test_the_vqvae_bound_is_one_term_of_the_sum_over_codes():
-    torch.manual_seed(0)
-    model, x = vqvae.VQVAE(4, 3, 2, 16, 1), torch.rand(4, 1, 28, 28).round()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    index = model.codebook.nearest(model.encode(x))
-    pixels = model.draw(index.flatten(1))
-    by_hand = (x * pixels.log() + (1 - x) * (1 - pixels).log()).flatten(1).sum(1)
-    by_hand = by_hand + model.prior.log_prob(index.flatten(1), torch.full((4,), 7))
-    assert torch.allclose(model.elbo(x, 7), by_hand, atol=1e-2)

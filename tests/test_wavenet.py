@@ -1,111 +1,268 @@
-"""wavenet against exact answers: enumeration, receptive field, queues against the plain way, the mu-law."""
-import io
-import itertools
+"""wavenet against exact answers: the receptive field, queues against the plain way, counting by hand."""
+import json
 import math
 import types
 import wave
 
+import numpy as np
 import pytest
 import torch
+from harness import finished, run
 
+import data
 import wavenet
 
 
-def model_of(K=3, shape=(12,), layers=3, stacks=2, speakers=2, seed=0):
+def model_of(layers=3, stacks=2, speakers=2, seed=0, conditional=True):
+    """Random weights everywhere, in float64; `.logits` are those of the last call, in float64 too."""
     torch.manual_seed(seed)
-    model = wavenet.WaveNet(K, shape, 8, layers, stacks, speakers).double()
+    model = wavenet.WaveNet(8, layers, stacks, speakers, conditional).double()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
+    torch.nn.init.normal_(model.head[-1].weight, std=0.03)  # else one level would have nearly all of p
+
+    def keep(module, args, output):
+        model.logits = output.detach()
+    model.head.register_forward_hook(keep)
     return model
 
 
-@pytest.mark.parametrize("y, speaker", [(None, None), (3, 1)])
-def test_probabilities_of_all_sequences_sum_to_one(y, speaker):
-    every = torch.tensor(list(itertools.product(range(3), repeat=6)))
-    assert model_of().log_prob(every, y, speaker).exp().sum().item() == pytest.approx(1, abs=1e-9)
+def clips_of(*lengths):
+    return [(torch.randint(256, (n,)), i % 11, i % 3) for i, n in enumerate(lengths)]
 
 
 @pytest.mark.parametrize("layers, stacks", [(1, 1), (3, 1), (3, 2), (4, 2)])
-def test_a_logit_knows_the_receptive_field_and_nothing_else(layers, stacks):
-    """1 + stacks (2^layers - 1) symbols back, by formula; changed one by one, each of them and no other matters."""
-    model, T = model_of(2, layers=layers, stacks=stacks), 45
+def test_a_logit_depends_on_the_receptive_field_and_on_nothing_else(layers, stacks):
+    """1 + stacks (2^layers - 1) samples back, by formula; of all, changed one by one, these matter."""
+    model, T = model_of(layers, stacks), 45
     field = 1 + stacks * (2**layers - 1)
     assert model.receptive_field == field
-    x = torch.randint(2, (1, T))
-    base = model(x)[0, -1]
-    for t in range(T):
+    x, t = torch.randint(256, (1, T)), torch.arange(T)
+    model(x)
+    base = model.logits
+    for changed in range(T):
         other = x.clone()
-        other[0, t] = 1 - other[0, t]
-        assert bool((model(other)[0, -1] != base).any()) == (T - 1 - field <= t < T - 1)
+        other[0, changed] = (other[0, changed] + 100) % 256
+        model(other)
+        assert torch.equal((model.logits != base).any(2)[0], (changed < t) & (t <= changed + field))
 
 
-@pytest.mark.parametrize("y, speaker", [(None, None), (torch.tensor([1, 8, 1]), torch.tensor([0, 1, 2]))])
-@pytest.mark.parametrize("shape, K", [((70,), 256), ((1, 28, 28), 2)])
-def test_queues_give_the_same_as_the_plain_way(shape, K, y, speaker):
-    model = model_of(K, shape)
+def test_the_published_model_reaches_2048_samples_back():
+    assert wavenet.WaveNet().receptive_field == 2048
+
+
+@pytest.mark.parametrize("y, speaker", [(None, None), (3, 1)])
+def test_log_prob_is_the_product_of_conditionals_taken_one_by_one(y, speaker):
+    model, x, T = model_of(), torch.randint(256, (3, 20)), 20
+    seen, slow = torch.full_like(x, 77), torch.zeros(3).double()  # 77: what must not be looked at
+    for t in range(T):
+        model(seen, y, speaker)
+        slow += model.logits[:, t].log_softmax(1).gather(1, x[:, t:t + 1])[:, 0]
+        seen[:, t] = x[:, t]
+    assert torch.allclose(model.log_prob(x, y, speaker).double(), slow, rtol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("y, speaker", [
+    (wavenet.NULL, None), (torch.tensor([1, 8, 1]), torch.tensor([0, 1, 2])), (4, 1)])
+def test_queues_give_the_same_as_the_plain_way(y, speaker, guidance):
+    model, T = model_of(), 41
     torch.manual_seed(5)
-    fast = model.sample(3, y, speaker)
+    fast = model.sample(3, y, speaker, T, 0.7, guidance)
     torch.manual_seed(5)
-    x = torch.zeros(3, math.prod(shape), dtype=torch.long)
+    x, length = torch.zeros(3, T, dtype=torch.long), torch.full((3,), T)
     with torch.no_grad():
-        for t in range(x.shape[1]):  # all columns again for every symbol
-            x[:, t] = torch.multinomial(model(x[:, :t + 1], y, speaker)[:, t].softmax(1), 1)[:, 0]
-    want = wavenet.expand(x) if len(shape) == 1 else x.view(3, *shape).float()
-    assert fast.shape == (3, *shape) and torch.equal(fast, want)
+        for t in range(T):  # all columns so far again for every sample
+            model(x[:, :t + 1], wavenet.NULL, speaker, length)
+            null = model.logits[:, t]
+            model(x[:, :t + 1], y, speaker, length)
+            logits = model.logits[:, t] * guidance + null * (1 - guidance)
+            x[:, t] = torch.multinomial((logits / 0.7).softmax(1), 1)[:, 0]
+    assert fast.shape == (3, T) and torch.equal(fast, wavenet.expand(x))
+    assert x.unique().numel() > 10
 
 
-def test_a_padded_clip_scores_what_it_scores_alone():
-    model = model_of(256, (50,))
-    x = torch.randint(256, (2, 50))
-    length = torch.tensor([50, 31])
-    both = model.log_prob(x, 3, 0, length)
-    assert torch.allclose(both[1], model.log_prob(x[1:, :31], 3, 0)[0])
-    assert torch.allclose(both[0], model.log_prob(x[:1], 3, 0)[0])
+def test_temperature_0_takes_the_likeliest_level():
+    model = model_of()
+    sound = model.sample(2, 3, 1, 30, temperature=0)
+    x = wavenet.compand(sound)
+    model(x, 3, 1)
+    assert torch.equal(sound[0], sound[1]) and torch.equal(model.logits.argmax(2), x)
 
 
-def test_told_and_not_told_are_different_paths_and_get_gradients():
-    model, x = model_of(), torch.randint(3, (4, 12))
-    assert not torch.allclose(model.log_prob(x, 2), model.log_prob(x))
-    assert not torch.allclose(model.log_prob(x, 2, 0), model.log_prob(x, 2, 1))
+def test_a_sound_without_a_digit_is_of_one_that_is_drawn():
+    model = model_of()
+    torch.manual_seed(3)
+    drawn = model.sample(4, None, 0, 20)
+    torch.manual_seed(3)
+    y = torch.randint(10, (4,))
+    assert torch.equal(drawn, model.sample(4, y, 0, 20))
+    share = model.labels(None, 5000).bincount(minlength=11) / 5000
+    assert share.tolist() == pytest.approx([0.1] * 10 + [0], abs=0.02)
+
+
+def test_no_digit_and_no_speaker_are_the_null_labels():
+    model, x = model_of(), torch.randint(256, (4, 12))
+    assert torch.equal(model.log_prob(x), model.log_prob(x, wavenet.NULL, 2))
+    assert torch.equal(model.log_prob(x), model.log_prob(x, torch.full((4,), 10), torch.full((4,), 2)))
+    y = torch.arange(20000) % 10
+    dropped = wavenet.drop_labels(y, 0.1, 7)
+    assert ((dropped == y) | (dropped == 7)).all()
+    assert (dropped != y).float().mean().item() == pytest.approx(0.09, abs=0.01)
+    assert (wavenet.drop_labels(y, 1.0) == wavenet.NULL).all() and torch.equal(wavenet.drop_labels(y, 0.0), y)
+
+
+def test_labels_are_different_paths_and_those_in_the_batch_get_gradients():
+    model, x = model_of(), torch.randint(256, (4, 12))
+    for a, b in [((2,), ()), ((2,), (3,)), ((2, 0), (2, 1)), ((2, 0), (2,))]:
+        assert not torch.allclose(model.log_prob(x, *a), model.log_prob(x, *b), rtol=1e-3)
     model.log_prob(x, torch.tensor([2, 2, 10, 5]), torch.tensor([0, 0, 2, 0])).sum().backward()
     assert (model.digit.weight.grad != 0).any(1).nonzero()[:, 0].tolist() == [2, 5, 10]
     assert (model.speaker.weight.grad != 0).any(1).nonzero()[:, 0].tolist() == [0, 2]
 
 
+def test_an_unconditional_model_ignores_the_digit_and_hears_the_speaker():
+    model, x = model_of(conditional=False), torch.randint(256, (4, 12))
+    assert torch.equal(model.log_prob(x, 3), model.log_prob(x, torch.tensor([1, 2, 3, 4])))
+    assert not torch.allclose(model.log_prob(x, 3, 0), model.log_prob(x, 3, 1), rtol=1e-3)
+    sounds = []
+    for y in (3, 7):
+        torch.manual_seed(0)
+        sounds.append(model.sample(3, y, None, 15))
+    assert torch.equal(*sounds)
+    model.log_prob(x, 3).sum().backward()
+    assert (model.digit.weight.grad != 0).any(1).nonzero()[:, 0].tolist() == [10]
+
+
+def test_a_padded_clip_scores_what_it_scores_alone():
+    model, length = model_of(), torch.tensor([50, 31, 2])
+    x, y, speaker = torch.randint(256, (3, 50)), torch.tensor([3, 10, 4]), torch.tensor([0, 1, 2])
+    both = model.log_prob(x, y, speaker, length)
+    for i, n in enumerate(length):
+        assert torch.allclose(both[i], model.log_prob(x[i:i + 1, :n], y[i], speaker[i])[0], rtol=1e-5)
+    assert torch.equal(model.log_prob(x), model.log_prob(x, length=torch.full((3,), 50)))
+
+
+@pytest.mark.parametrize("T, n, total", [
+    (64, 64, 64), (64, 20, 20), (20, 20, 40), (100, 100, 100), (1000, 900, 900)])
+def test_time_is_relative_to_the_length_of_the_clip(T, n, total):
+    """Ticks that get a gradient are t * 32 // length of the n samples that count, whatever the padding."""
+    model = model_of(1, 1)
+    x, length = torch.randint(256, (1, T)), torch.tensor([total])
+    model.log_prob(x, 3, 0, length).sum().backward()
+    ticks = (model.tick.weight.grad != 0).any(1).nonzero()[:, 0].tolist()
+    assert ticks == sorted({t * 32 // total for t in range(n)})
+    assert model.tick.weight.shape[0] == 32
+
+
+def test_each_sample_has_the_tick_of_its_own_time():
+    """Only the tick matters here: logits change where t * 32 // length does, and at no other place."""
+    model = model_of(2, 1)
+    with torch.no_grad():
+        model.embed.weight.zero_()
+        for layer in model.layers:  # nothing of h, so nothing of the past
+            layer.filter.weight.zero_()
+            layer.gate.weight.zero_()
+        model(torch.zeros(2, 100, dtype=torch.long), length=torch.tensor([100, 60]))
+    for logits, length in zip(model.logits, (100, 60)):
+        ticks = [min(t * 32 // length, 31) for t in range(100)]
+        same = (logits[:, None] - logits[None]).abs().amax(2) < 1e-9
+        assert torch.equal(same, torch.tensor(ticks)[:, None] == torch.tensor(ticks))
+
+
 def test_an_untrained_model_scores_8_bits_a_sample():
     x = torch.randint(256, (2, 30))
-    assert torch.allclose(wavenet.WaveNet(256, (30,), 8, 2, 1).log_prob(x), torch.tensor(-30 * 8 * math.log(2)))
+    assert torch.allclose(wavenet.WaveNet(8, 2).log_prob(x), torch.tensor(-30 * 8 * math.log(2)))
+
+
+def test_guidance_goes_beyond_the_conditional():
+    conditional, null = torch.randn(2, 3, 256)
+    both = torch.cat([conditional, null])
+    assert torch.equal(wavenet.guide(conditional, 1), conditional)
+    assert torch.allclose(wavenet.guide(both, 0), null)
+    assert torch.allclose(wavenet.guide(both, 3.0), 3 * conditional - 2 * null, atol=1e-5)
 
 
 def test_the_mu_law_goes_there_and_back_and_is_fine_where_it_is_soft():
     q = torch.arange(256)
     assert torch.equal(wavenet.compand(wavenet.expand(q)), q)
     assert wavenet.compand(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0, 128, 255]
+    assert (wavenet.expand(q).diff() > 0).all()
+    assert torch.allclose(wavenet.expand(q), -wavenet.expand(255 - q))
     x = torch.linspace(-1, 1, 10001)
     error = (wavenet.expand(wavenet.compand(x)) - x).abs()
     assert (error <= math.log(256) / 255 * (x.abs() + 1 / 255) * 1.1).all()  # half a level, of this slope
+    assert 30 * error[x.abs() < 0.01].max() < error[x.abs() > 0.9].max()
 
 
-def test_the_markov_chain_against_counting_by_hand():
+def test_clips_are_cut_into_pieces_the_shortest_first():
     torch.manual_seed(0)
-    train, test = torch.randint(4, (300,)), torch.randint(5, (40,))
+    sounds = [(torch.rand(n).mul(2).sub(1).numpy(), digit, speaker) for n, digit, speaker in
+              [(45000, 3, "ann"), (100, -1, ""), (2, 4, "ann"), (40001, 9, "cy"), (7, 0, "bob")]]
+    pieces = wavenet.cut(sounds, ["ann", "bob"])  # "cy" is in no training clip
+    assert [(len(x), *labels) for x, *labels in pieces] == [
+        (7, 0, 1), (100, 10, 2), (5000, 3, 0), (20000, 3, 0), (20000, 3, 0), (20000, 9, 2), (20000, 9, 2)]
+    whole = wavenet.compand(torch.from_numpy(sounds[0][0]))
+    assert torch.equal(torch.cat([pieces[3][0], pieces[4][0], pieces[2][0]]), whole)
+    x, y, speaker, length = wavenet.batch(pieces[:3], "cpu")
+    assert x.shape == (3, 5000) and length.tolist() == [7, 100, 5000]
+    assert y.tolist() == [0, 10, 3] and speaker.tolist() == [1, 2, 0]
+    for row, (piece, *_) in zip(x, pieces):
+        assert torch.equal(row[:len(piece)], piece) and (row[len(piece):] == 128).all()  # then silence
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_nll_is_the_mean_over_all_samples_of_all_clips(conditional):
+    model, clips = model_of(), clips_of(5, 12, 12, 30, 31, 80)
+    log_p = [model.log_prob(x[None], *(given if conditional else ())).item() for x, *given in clips]
+    assert wavenet.nll(model, clips, conditional) == pytest.approx(-sum(log_p) / math.log(2) / 170, rel=1e-5)
+
+
+def test_the_baselines_against_counting_by_hand():
+    torch.manual_seed(0)
+    clips = [(torch.randint(4, (n,)), 0, 0) for n in (100, 150, 50)]
+    train, test = torch.cat([x for x, *_ in clips]).tolist(), torch.randint(5, (40,))
 
     def p(history, x):  # order 0 backs off to 1/256, each other to the one below
         if history is None:
             return 1 / 256
         n, weight = len(history), (1, 16, 100)[len(history)]
-        seen = [tuple(train[i:i + 3].tolist()) for i in range(len(train) - 2)]
+        seen = [tuple(train[i:i + 3]) for i in range(len(train) - 2)]
         same = [s for s in seen if s[2 - n:2] == history]
-        return (sum(s[2] == x for s in same) + weight * p(history[1:] if n else None, x)) / (len(same) + weight)
+        lower = p(history[1:] if n else None, x)
+        return (sum(s[2] == x for s in same) + weight * lower) / (len(same) + weight)
 
-    test_list = test.tolist()
-    want = [-math.log2(p(tuple(test_list[i - 2:i]), test_list[i])) for i in range(2, 40)]
-    assert wavenet.markov(train, test) == pytest.approx(sum(want) / len(want), rel=1e-4)
+    found, x = wavenet.baselines(clips, [(test[:25], 0, 0), (test[25:], 3, 1)]), test.tolist()
+    bits = [-math.log2(p(tuple(x[i - 2:i]), x[i])) for i in range(2, 40)]
+    assert found == {"untrained, bits/sample": 8,
+                     "Markov chain of order 2, bits/sample": pytest.approx(sum(bits) / 38, rel=1e-4)}
 
 
-def test_a_written_wav_file_is_what_was_sampled(tmp_path):
-    x = torch.tensor([0.0, 0.5, -1.0, 1.0])
-    wavenet.wav(types.SimpleNamespace(out=tmp_path), "7_me", x)
-    with wave.open(io.BytesIO((tmp_path / "wav" / "7_me.wav").read_bytes())) as f:
-        assert f.getparams()[:4] == (1, 2, 8000, 4)
-        assert torch.frombuffer(bytearray(f.readframes(4)), dtype=torch.int16).tolist() == [0, 16383, -32767, 32767]
+def test_what_the_evaluation_reports_and_the_sounds_that_it_writes():
+    model, test, files, results, pictures = model_of(), clips_of(30, 50, 90), {}, {}, []
+    run = types.SimpleNamespace(device="cpu", duration=0.05, guidance=2.0, report=results.update,
+                                write=files.__setitem__, picture=lambda name, *_: pictures.append(name))
+    wavenet.evaluate(run, model, test, ["ann", "bob"])
+    assert results["test NLL, conditional, bits/sample"] == pytest.approx(wavenet.nll(model, test))
+    assert results["test NLL, unconditional, bits/sample"] == pytest.approx(wavenet.nll(model, test, False))
+    torch.manual_seed(1)
+    sounds = model.sample(10, torch.arange(10), torch.arange(10) % 2, 400, 1.0, 2.0)
+    assert list(files) == [f"{d}_{'bob' if d % 2 else 'ann'}.wav" for d in range(10)]
+    for (name, blob), x in zip(files.items(), sounds):
+        assert np.abs(data.read_wav(blob, name) - x.numpy()).max() < 1e-4
+    assert "samples.png" in pictures and "receptive_field.gif" in pictures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [
+    ["a", "b"], ["7_anna_1", "3_anna_2", "4_ben_3"], ["7_anna_11", "3_anna_12", "4_ben_13"]])
+def test_few_recordings_of_your_own_train_and_are_evaluated(names, tmp_path):
+    (tmp_path / "sounds").mkdir()
+    for k, name in enumerate(names):
+        with wave.open(str(tmp_path / "sounds" / f"{name}.WAV"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(bytes((k + i * i) % 251 for i in range(2400)))
+    _, _ = finished(run("wavenet", tmp_path / "out", f"--audio {tmp_path / 'sounds'}"))
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["source"] == "sounds"
+    assert math.isfinite(metrics["results"]["test NLL, conditional, bits/sample"])

@@ -1,0 +1,120 @@
+"""A transformer of characters on transformer_ar.py: tiny Shakespeare, as in nanoGPT.
+
+What changes: the tokens. Patches become characters, K symbols, and images windows of T = 256 characters that
+begin anywhere in the text; the input of position 1 is the null label. Logits, log_prob and cached sampler are
+the chapter's. For longer samples, the last half of a window begins the next (`continued`).
+
+Why: to compare with char_rnn.py. An LSTM carries all that it has read in a state of fixed size; here the last
+T characters are each within reach, no earlier one; context.png shows how much they help. One book is little
+data: hence dropout of what attention and MLP add, and char_rnn.py's weight decay and clipping.
+
+Protocol, nanoGPT's: the last tenth of the text is the test, windows of 256 side by side, nats per character;
+the first character of each, which has no context, is left out. A second figure scores only characters with at
+least T / 2 others before them. Of the first nine tenths, the last ninetieth is for validation.
+
+Papers: Radford et al. 2019 (GPT-2); github.com/karpathy/nanoGPT, config train_shakespeare_char.
+Its effect beside the chapter is not yet measured.
+"""
+import math
+import sys
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import nn
+
+import transformer_ar
+from char_rnn import CharRNN, page
+from data import text
+
+SETTINGS = {key: transformer_ar.SETTINGS[key] for key in ("lr", "width", "layers", "heads")} | {
+    "steps": (3000, "optimiser steps", 1, 10**9),
+    "batch_size": (32, "windows per step", 1, 10**6),
+    "length": (256, "T, characters of a window", 2, 10**5),
+    "dropout": (0.1, "dropout of what a layer adds", 0, 0.99),
+    "text": ("", "a UTF-8 file of your own instead of tiny Shakespeare")}
+AS_THEY_ARE = {name: lambda x, patch: x for name in ("to_tokens", "to_images")}
+
+class TextTransformer(transformer_ar.Transformer):
+    """p(x) of windows x (B, T) of symbols; characters (K,) are their Unicode numbers."""
+    spell = CharRNN.spell
+    def __init__(self, characters, length=256, width=128, layers=4, heads=2, dropout=0.0):
+        super().__init__(width, layers, heads, conditional=False)
+        self.register_buffer("characters", characters)
+        self.K, self.T = len(characters), length
+        self.symbol, self.position = nn.Embedding(self.K, width), nn.Embedding(length, width)
+        self.head = nn.Linear(width, self.K)
+        nn.init.normal_(self.symbol.weight, std=0.1)
+        nn.init.normal_(self.position.weight, std=0.1)
+        nn.init.zeros_(self.head.weight)
+        del self.row, self.column
+        for block in self.blocks:
+            block.out = nn.Sequential(block.out, nn.Dropout(dropout))
+            block.mlp.append(nn.Dropout(dropout))
+
+    def positions(self):
+        return self.position.weight
+
+    def continued(self, length):  # a text (length,)
+        x = self.sample(1)
+        while x.shape[1] < length:
+            known = x[:, -(self.T // 2):]
+            x = torch.cat([x, self.sample(1, given=known)[:, known.shape[1]:]], 1)
+        return x[0, :length]
+
+    @torch.no_grad()
+    def surprise(self, x, stride):
+        """−log p of each character, nats (windows, T), of a text x (N,) in windows `stride` apart."""
+        return torch.cat([F.cross_entropy(self(window).transpose(1, 2), window, reduction="none")
+                          for window in x.unfold(0, self.T, stride).split(64)])
+
+def main(argv=None):
+    vars(transformer_ar).update(  # for Run; for `log_prob` and `sample`, symbols stay symbols
+        NAME="transformer_text", LOSS="NLL, nats/char", ITEMS="windows", SETTINGS=SETTINGS, **AS_THEY_ARE)
+    run = transformer_ar.Run(argv)
+    x, characters, run.source = text(run.text or None, run.stand_in, ids=True)
+    if len(x) < (least := 100 * run.length + 100):
+        raise OSError(f"{run.source} has {len(x):,} characters, but {least:,} are needed")
+    if run.width % run.heads:
+        raise OSError(f"--width {run.width} is not a multiple of --heads {run.heads}")
+    x, x_valid, x_test = x.to(run.device).tensor_split([len(x) * 89 // 100, len(x) * 9 // 10])
+    run.baselines = {"untrained, nats/char": math.log(len(characters))}
+
+    torch.manual_seed(run.seed)
+    codes = torch.tensor([ord(c) for c in characters])
+    model = TextTransformer(codes, run.length, run.width, run.layers, run.heads, run.dropout).to(run.device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=run.lr, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
+    offset = torch.arange(run.length, device=run.device)
+    for step in run.loop(model=model, optimizer=optimizer, schedule=schedule):
+        start = torch.randint(len(x) - run.length + 1, (run.batch_size, 1), device=run.device)
+        with run.autocast():
+            loss = -model.log_prob(x[start + offset]).mean() / run.length
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1)
+        optimizer.step()
+        schedule.step()
+        if run.log(loss):  # a status line; True every 20 s and at the end
+            model.eval()
+            validation = model.surprise(x_valid, run.length)[:, 1:].mean().item()
+            run.save(validation, page(model.spell(model.continued(600)), f"a sample after {step:,} steps"))
+            model.train()
+    torch.manual_seed(1)
+    T, apart = run.length, model.eval().surprise(x_test[:1_000_000], run.length)
+    loss, late = apart[:, 1:].mean().item(), model.surprise(x_test[:1_000_000], T // 2)[:, -(T // 2):]
+    run.report({"test NLL, nats/char": loss, "test NLL, bits/char": loss / math.log(2),
+                f"test NLL, nats/char, after {T - T // 2} or more characters": late.mean().item()})
+    run.picture("samples.png", page(model.spell(model.continued(800)), "a sample"))
+    ax = Figure(figsize=(6, 4), layout="constrained").subplots()
+    ax.semilogx(range(1, T), apart.mean(0)[1:].cpu())
+    ax.set(title="how much context helps", xlabel="characters before, in the window", ylabel="nats/char")
+    run.picture("context.png", ax.figure)
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, FloatingPointError) as error:
+        sys.exit(print(f"transformer_text: {error}", file=sys.stderr) or 2)
