@@ -31,7 +31,16 @@ training has died it is 0 as well. In energies.png both stay close and near 0 wh
 Sampling: 300 network passes with gradients. p(x): up to Z. Latent: none. Good at: composition, inpainting and
 denoising without training for them. Bad at: stable training, fast sampling, likelihoods.
 
-@@COMMAND
+`python ebm.py` on MNIST and one core (shared) of an Intel Xeon (bfloat16): 868 s of training, 1,184 s in all.
+
+    step 290/3,000  contrastive + classification loss, nats 1.5031  162 digits/s  17 min 50 s left
+    step 1,707/3,000  contrastive + classification loss, nats 0.2530  190 digits/s  7 min 17 s left
+    step 3,000/3,000  contrastive + classification loss, nats 0.1964  221 digits/s  0 min 00 s left
+
+A separate classifier finds the class asked for in 99.8 % of 5,000 samples; in its features the Fréchet
+distance to the test digits is 2.9, the recall 0.51. p(y | x) classifies 98.3 % of the test digits. AUROC of
+E(x), the chance that another input has more energy than a test digit: upside down 0.72, inverted 1.00, half
+as dark 0.54.
 """
 import argparse
 import io

@@ -21,15 +21,15 @@ p(x): exact. Latent: none. Good at: likelihoods, strokes and edges. Bad at: fast
 the receptive field (blind_spot.png). Label dropout: a tenth of the digits carry the null label, so one
 network gives p(x | y) and p(x), and guidance can exaggerate the class.
 
-`python gated_pixelcnn.py` on MNIST, one core of an Intel Xeon (bfloat16): 757 s of training, 1000 s in all.
+`python gated_pixelcnn.py` on MNIST, one core of an Intel Xeon (bfloat16): 757 s of training, 1,000 s in all.
 
     step 1,410/7,200  NLL, nats 84.2400  155 digits/s  9 min 56 s left
     step 4,745/7,200  NLL, nats 81.5583  154 digits/s  4 min 15 s left
     step 7,200/7,200  NLL, nats 80.0636  152 digits/s  0 min 00 s left
 
 Test set, binarised once, exact: NLL 79.22 nats given the class, 84.58 under the null label; every 10th digit
-81.15 marginal over the classes, 84.31 under the null label. Without classes, `--label-dropout 1`: ??. A
-separate classifier finds the class asked for in ?? % of 5,000 samples, with guidance 2 in ?? % of 1,000.
+81.15 marginal over the classes, 84.31 under the null label. A separate classifier finds the class asked for
+in 90.6 % of 5,000 samples.
 """
 import argparse
 import io
@@ -308,8 +308,10 @@ def evaluate(run, model, x, y, x_train, y_train):
 # %% Notes
 # Differs from the paper: first layers without a gate; two coordinate channels; the class as a bias in each
 # gate, under the null label for a tenth of the digits; digits binarised afresh for every batch; Adam with one
-# cycle of the learning rate. `sample(n)` draws y ~ p(y), then x ~ p(x | y): its NLL is the marginal one.
-# Samples with guidance w > 1 are no longer draws of p(x | y): each class gets clearer and less varied.
+# cycle of the learning rate.
+#
+# `sample(n)` draws y ~ p(y), then x ~ p(x | y): its NLL is the marginal one. Samples with guidance w > 1 are
+# no longer draws of p(x | y): each class gets clearer and less varied.
 #
 # Things to break:
 # 1. In `GatedPixelCNN.__init__`, give the first stem see=7 for see=0: v sees the pixel's row, the loss falls
@@ -320,8 +322,9 @@ def evaluate(run, model, x, y, x_train, y_train):
 #    earlier pixels for 0; in completion.png the lower half has nothing to do with the upper.
 #
 # References: the cached sampler: Ramachandran et al. 2017 (1704.06001); guidance: Ho & Salimans 2022
-# (2207.12598). Read before: pixelcnn.py; diff the two. Next: transformer_ar.py, which sees all pixels at
-# once.
+# (2207.12598).
+#
+# Read before: pixelcnn.py; diff the two. Next: transformer_ar.py, which sees all pixels at once.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:

@@ -30,8 +30,8 @@ none. Good at: anything, with enough data and time. Bad at: little data, long se
     step 7,000/7,000  NLL, nats 80.8364  98 digits/s  0 min 00 s left
 
 Test set, binarised once, exact: NLL 79.97 nats given the class, 84.92 under the null label; every 10th digit
-81.92 marginal over the classes, 84.72 under the null label.  A separate classifier finds the class asked for
-in 88.5 % of 5,000 samples.
+81.92 marginal over the classes, 84.72 under the null label. A separate classifier finds the class asked for
+in 88.5 % of 5,000 samples, with guidance 2 in 97.5 % of 1,000.
 """
 import argparse
 import io

@@ -25,7 +25,17 @@ receptive field (here 2,048 samples, a quarter of a second), and at speed: sound
 Label dropout: a tenth of the clips carry the null label in place of the digit, and a tenth no speaker, so one
 network gives p(x | y) and p(x), and classifier-free guidance can exaggerate the digit in the logits.
 
-@@COMMAND
+`python wavenet.py` on the Free Spoken Digit Dataset and one core of an Intel Xeon (bfloat16): 847 s of
+training, 900 s in all.
+
+    step 191/2,000  NLL, bits/sample 5.7325  11 clips/s  10 min 53 s left
+    step 1,071/2,000  NLL, bits/sample 4.3762  10 clips/s  6 min 21 s left
+    step 2,000/2,000  NLL, bits/sample 4.0892  9 clips/s  0 min 00 s left
+
+Recordings 0-4 of each speaker and digit, exact: NLL 4.224 bits/sample given digit and speaker, 4.432 under
+the null labels. Untrained: 8; a Markov chain of order 2: 5.11. A classifier of spectrograms finds the digit
+asked for in 60.3 % of 300 sounds, with guidance 2 in 76.7 % (of real clips: 97.7 %). Your own recordings:
+`--audio FOLDER`.
 """
 import argparse
 import io
@@ -336,8 +346,9 @@ def evaluate(run, model, test, speakers):
 # 3. In `sample`, drop the line queue[:, t % layer.dilation] = h[:, 0]: no layer knows anything of d samples
 #    ago; the loss stays the same, the sound falls apart.
 #
-# References: queues: Le Paine et al. 2016 (1611.09482); guidance: Ho & Salimans 2022 (2207.12598). Read
-# before: made.py. Next: pixelcnn.py, where causality gets a second dimension.
+# References: queues: Le Paine et al. 2016 (1611.09482); guidance: Ho & Salimans 2022 (2207.12598).
+#
+# Read before: made.py. Next: pixelcnn.py, where causality gets a second dimension.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
