@@ -223,6 +223,7 @@ def longest_matches(string, corpus):
 
 def page(string, title, shade=None, label=""):
     """A figure of text, lines cut at 80 characters; `shade`, a number a character, colours the background."""
+    warnings.filterwarnings("ignore", "Glyph")  # characters that the font lacks are drawn as boxes
     rows, places = [""], []
     for c in string:
         if c != "\n" and len(rows[-1]) == 80:
@@ -250,7 +251,6 @@ def page(string, title, shade=None, label=""):
 def evaluate(run, model, x, x_test, prompt):
     """Figures and pictures, from symbols (N,) of the training and the test text."""
     torch.manual_seed(1)
-    warnings.filterwarnings("ignore", "Glyph")  # characters that the font lacks are drawn as boxes
     sample = model.spell(model.sample(1, 800, prompt, run.temperature, run.top_k)[0])
     corpus, real = model.spell(x[:2_000_000]), model.spell(x_test[:800])
     matches = {"sample": longest_matches(sample, corpus), "held-out text": longest_matches(real, corpus)}
