@@ -296,7 +296,7 @@ def evaluate(run, model, x, x_test, prompt):
 
 # %% Notes
 # Differs from the papers: two layers of 384 units; the skip connection goes around the second layer (Graves:
-# from the input to all layers, from all layers to the output); (in a draft validation NLL falls to 1.70
+# from the input to all layers, from all layers to the output; in a draft validation NLL falls to 1.70
 # nats/char in 400 steps, without it to 1.94); dropout 0.3; 5 % of the sequences begin with an empty state and
 # a start symbol, so that p(x) has a beginning; AdamW with one cycle of the learning rate. Of the first nine
 # tenths of the text, the last ninetieth is for validation.

@@ -24,7 +24,7 @@ added (dequantisation): E_u[log p(x + u)] ≤ log P(x), a lower bound (Theis et 
 to the real line, in which f works. Training: maximise that bound; in bits per dimension, −log P / (784 ln 2).
 Sampling: z ~ p_Z, then f⁻¹, in one pass. p(x): exact for densities, a bound for grey levels. Latent: z, as
 large as x. Good at: exact densities, fast samples. Bad at: size; and an empty image has a higher density than
-any digit (likelihood.png).
+test digits have (likelihood.png).
 
 `python realnvp.py` on MNIST and one core of an Intel Xeon (bfloat16): 511 s of training, 567 s in all.
 
