@@ -70,7 +70,7 @@ SETTINGS = {
     "lr": (2e-3, "peak learning rate of Adam", 0, 10),
     "channels": (32, "feature maps at 14 x 14, twice as many at 7 x 7", 1, 10**4),
     "timesteps": (1000, "T, the length of the noising chain", 2, 10**5),
-    "ddim_steps": (12, "steps of the fast sampler; guidance doubles the work of each", 1, 10**5),
+    "sampling_steps": (12, "steps of the fast sampler; guidance doubles the work of each", 1, 10**5),
     "guidance": (1.6, "weight w of guidance: 1 is p(x | y), more exaggerates the class", 0, 100),
     "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
 }
@@ -193,7 +193,7 @@ def main(argv=None):
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
                 validation = ema.module.loss(x[n:][:2000] / 127.5 - 1, y[n:][:2000]).item()
-            samples = ddim_sample(ema.module, 40, torch.arange(40) % 10, run.ddim_steps, run.guidance)
+            samples = ddim_sample(ema.module, 40, torch.arange(40) % 10, run.sampling_steps, run.guidance)
             run.save(validation, grid(samples, f"samples after {step:,} steps"))
     evaluate(run, ema.module, x_test, y_test, x[:n], y[:n])
 
@@ -332,7 +332,7 @@ def evaluate(run, model, x, y, x_train, y_train):
     print(f"the bound's {model.T + 1} terms: 1,000 test digits for L_0, 16 for every other term", flush=True)
     draws = [bound_term(model, x[torch.randint(len(x), (1000 if t == 0 else 16,))] / 127.5 - 1, t,
                         counts / counts.sum()) / nats for t in range(model.T + 1)]
-    quality = [sample_quality(functools.partial(ddim_sample, model, steps=run.ddim_steps, w=weight),
+    quality = [sample_quality(functools.partial(ddim_sample, model, steps=run.sampling_steps, w=weight),
                               x_train, y_train, y) for weight in (w, 1)]
     run.report({
         "independent pixels, bits/dim": independent_pixels(x_train, x) / nats,
@@ -358,8 +358,8 @@ def evaluate(run, model, x, y, x_train, y_train):
             ("interpolation", "to the next digit on a great circle through their DDIM latents", ["x", *part],
              [x, *(list(ddim(model, z, None, 100))[-1][1] for z in arc)])):
         run.picture(f"{name}.png", grid(torch.cat(images).clamp(-1, 1) / 2 + 0.5, title, names, rows))
-    samples = ddim_sample(model, 100, digit.repeat(10), run.ddim_steps, w)
-    run.picture("samples.png", grid(samples, f"{run.ddim_steps} DDIM steps, guidance {w:g}", names))
+    samples = ddim_sample(model, 100, digit.repeat(10), run.sampling_steps, w)
+    run.picture("samples.png", grid(samples, f"{run.sampling_steps} DDIM steps, guidance {w:g}", names))
     run.picture("denoising.gif", *(grid(torch.cat([x_t, x0]) / 2 + 0.5, f"t = {t}", names, ["x_t", "x̂0"])
                                    for t, x_t, x0 in ddim(model, noise, digit, 40, w)))
 

@@ -75,7 +75,7 @@ def sampler(name, metrics=None):
     if name != "ddpm":
         return model, model.sample
     settings = (metrics or json.loads((ROOT / "out" / name / "metrics.json").read_text(encoding="utf-8")))["settings"]
-    return model, functools.partial(importlib.import_module("ddpm").ddim_sample, model, steps=settings["ddim_steps"],
+    return model, functools.partial(importlib.import_module("ddpm").ddim_sample, model, steps=settings["sampling_steps"],
                                     **{"w": settings["guidance"]})
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and limits")
 TINY = {
     "char_rnn": "--steps 3 --batch-size 8 --hidden 16 --length 16",
-    "ddpm": "--steps 3 --batch-size 8 --channels 8 --timesteps 12 --ddim-steps 2",
+    "ddpm": "--steps 3 --batch-size 8 --channels 8 --timesteps 12 --sampling-steps 2",
     "ebm": "--steps 3 --batch-size 8 --channels 4 --langevin-steps 2 --sample-steps 3 --buffer 64",
     "gan": "--steps 3 --batch-size 8 --channels 4 --latent-dim 8",
     "gated_pixelcnn": "--steps 3 --batch-size 8 --channels 4 --layers 1",

@@ -3,7 +3,7 @@ import pytest
 import torch
 from broken import chapter, digits, thing, trained
 
-FLAGS = "--steps 300 --batch-size 32 --channels 8 --timesteps 50 --ddim-steps 8 --lr 5e-3"
+FLAGS = "--steps 300 --batch-size 32 --channels 8 --timesteps 50 --sampling-steps 8 --lr 5e-3"
 ASKED = torch.arange(100) % 10
 
 

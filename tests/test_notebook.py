@@ -16,7 +16,7 @@ def test_ddpm_runs_as_a_notebook_and_shows_its_pictures(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     shutil.copy(ROOT / "data.py", tmp_path)
     text = (ROOT / "ddpm.py").read_text(encoding="utf-8")
-    for name, value in {"steps": 3, "batch_size": 8, "channels": 8, "timesteps": 12, "ddim_steps": 2}.items():
+    for name, value in {"steps": 3, "batch_size": 8, "channels": 8, "timesteps": 12, "sampling_steps": 2}.items():
         text, n = re.subn(rf'("{name}": )\(\d+,', rf"\g<1>({value},", text)  # main() takes the defaults in a kernel
         assert n == 1
     notebook = jupytext.reads(text, fmt="py:percent")

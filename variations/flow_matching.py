@@ -1,0 +1,118 @@
+"""Flow matching on ddpm.py: straight lines from noise to digits (Lipman et al. 2023, arXiv:2210.02747; Liu et
+al. 2023, arXiv:2209.03003).
+
+What changes: a differential equation takes the place of the chain. A straight line joins a digit x_0 and a
+noise ε, walked in the time t from 0 to 1; the chapter's U-Net and training loop learn the velocity on it:
+
+    x_t = (1 − t) x_0 + t ε,   ε ~ N(0, I)
+    loss = E ‖v(x_t, t, y) − (ε − x_0)‖²         the best v is the mean velocity of all lines through x_t
+    dx/dt = v(x, t, y)                           from noise at t = 1 to a digit at t = 0
+
+Why: no β_t, no ᾱ_t, and any solver samples: a step of Euler's method costs one network call, of Heun's two,
+but Heun's error falls with the square of the step. And p(x) is exact up to the solver: log p changes along
+the flow by the divergence of v, estimated with random signs e as eᵀ (∂v/∂x) e (Hutchinson):
+
+    log p(x_0) = log N(x_1; 0, I) + ∫ div v(x_t, t, y) dt          (Chen et al. 2018; Grathwohl et al. 2019)
+
+Grey levels get uniform noise, as in realnvp.py: the mean NLL is an upper bound of the levels' own. Its effect
+beside the chapter is not yet measured.
+"""
+import math
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+import ddpm
+
+class FlowMatching(ddpm.DDPM):
+    """p(x | y) by the velocity v: the chapter's network, its time from 0 to 1 in thousandths."""
+    def velocity(self, x, t, y=None, w=1.0):
+        return ddpm.guided_eps(self, x, 1000 * t, y, w)
+
+    def loss(self, x0, y=None):
+        x0, eps, t = dequantise(x0), torch.randn_like(x0), torch.rand(len(x0), 1, 1, 1, device=x0.device)
+        return (self.velocity((1 - t) * x0 + t * eps, t.flatten(), y) - (eps - x0)).square().mean()
+
+    def log_prob(self, x0, y=None, calls=60):
+        """Of grey levels x0 (B, 1, 28, 28) in [-1, 1], nats (B,): a draw of a lower bound."""
+        x0 = dequantise(x0)
+        x1, change = transport(partial(self.velocity, y=y), x0, [torch.randn_like(x0).sign()], calls)
+        normal = -(x1.square() + math.log(2 * math.pi)).flatten(1).sum(1) / 2
+        return normal + change + 784 * math.log(2 / 255)  # the width of a grey level
+
+def dequantise(x):
+    """Grey levels in [-1, 1], 2/255 apart, each spread evenly over its bin."""
+    return x + (2 * torch.rand_like(x) - 1) / 255
+
+def solve(slope, x, times, heun=True):
+    """dx/dt = slope(x, t): yields t and x at each of the times."""
+    yield times[0], x
+    for t, s in zip(times, times[1:]):
+        k = slope(x, t)
+        if heun:  # the mean of the slopes at both ends of Euler's step
+            k = (k + slope(x + (s - t) * k, s)) / 2
+        x = x + (s - t) * k
+        yield s, x
+
+def transport(velocity, x0, probes, calls):
+    """x_1 and, as one more coordinate of the equation, ∫ Σ_e eᵀ (∂v/∂x) e dt (B,); probes e, like x0, are
+    random signs for Hutchinson's estimate, all unit vectors for the divergence itself."""
+    def slope(state, t):
+        x = state[:, :-1].reshape(x0.shape).detach().requires_grad_()
+        v = velocity(x, t)
+        products = [(torch.autograd.grad(v, x, e, retain_graph=True)[0] * e).flatten(1) for e in probes]
+        return torch.cat([v.detach().flatten(1), sum(products).sum(1, keepdim=True)], 1)
+    times = torch.linspace(0, 1, calls // 2 + 1).square().tolist()  # short steps near the data
+    *_, (_, end) = solve(slope, torch.cat([x0.flatten(1), x0.new_zeros(len(x0), 1)], 1), times)
+    return end[:, :-1].reshape(x0.shape), end[:, -1]
+
+@torch.no_grad()
+def trajectory(model, x, y, calls, w, heun=True):
+    """t and x_t from noise x at t = 1 to images at t = 0, in so many network calls."""
+    times = torch.linspace(1, 0, calls // (1 + heun) + 1).tolist()
+    return list(solve(partial(model.velocity, y=y, w=w), x, times, heun))
+
+def sample(model, n, y=None, steps=10, w=1.6):
+    """n images (n, 1, 28, 28) in [0, 1], as by ddim_sample."""
+    x, y = torch.randn(n, 1, 28, 28, device=model.beta.device).split(250), model.labels(y, n).split(250)
+    return torch.cat([trajectory(model, *v, 2 * steps, w)[-1][1] for v in zip(x, y)]).clamp(-1, 1) / 2 + 0.5
+
+def evaluate(run, model, x, y, x_train, y_train, chapter=None):
+    torch.manual_seed(1)
+    draw, given = partial(sample, model, steps=run.sampling_steps, w=run.guidance), torch.arange(200) % 10
+    nll = torch.cat([-model.log_prob(v / 127.5 - 1) for v in x[::len(x) // 200 + 1].split(50)])
+    nll, given = nll / (784 * math.log(2)), given.to(x.device)
+    run.report({"test NLL, unconditional, bits/dim": nll.mean().item(), "its standard error":
+                (nll.std() / len(nll) ** 0.5).item()} | ddpm.sample_quality(draw, x_train, y_train, y))
+    run.picture("samples.png", ddpm.grid(draw(100, given[:100]), "samples of each class", list("0123456789")))
+    noise = torch.randn(200, 1, 28, 28, device=x.device)
+    run.picture("flow.gif", *(ddpm.grid(x_t / 2 + 0.5, f"from noise (t = 1) to digits: x at t = {t:.2f}")
+                              for t, x_t in trajectory(model, noise[:50], given[:50], 32, run.guidance)))
+    figure, near = Figure(figsize=(9, 3.6), layout="constrained"), x_train[:10000].flatten(1) / 127.5 - 1
+    (left, right), calls = figure.subplots(1, 2), [2, 4, 8, 16, 32, 64]
+    solvers = {"Euler": partial(trajectory, model, heun=False), "Heun": partial(trajectory, model)}
+    for name, solver in (solvers | ({"DDIM": partial(ddpm.ddim, chapter)} if chapter else {})).items():
+        *ends, best = [list(solver(noise, given, k, 1))[-1][1].flatten(1).cpu() for k in calls]
+        correct = [y_train[torch.cdist(end.to(near), near).argmin(1)] == given for end in ends]
+        left.semilogx(calls[:-1], [c.float().mean().item() for c in correct], "o-")
+        right.loglog(calls[:-1], [(end - best).square().mean().sqrt() for end in ends], "o-", label=name)
+    left.set(xlabel="network calls", ylabel="class accuracy", title="200 samples without guidance")
+    right.set(xlabel="network calls", ylabel="RMS distance", title="from the sample of 64 calls")
+    right.legend()
+    run.picture("calls.png", figure)
+
+def main(argv=None):
+    chapter = ddpm.load() if Path("out/ddpm/model.pt").exists() else None
+    vars(ddpm).update(NAME="flow_matching", LOSS="velocity error", DDPM=FlowMatching, ddim_sample=sample,
+                      evaluate=partial(evaluate, chapter=chapter))
+    ddpm.SETTINGS["sampling_steps"] = (10, "steps of Heun's method, two network calls each", 1, 10**5)
+    ddpm.main(argv)  # the chapter's own loop, with these in the place of its own
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, FloatingPointError) as error:
+        sys.exit(print(f"flow_matching: {error}", file=sys.stderr) or 2)
