@@ -75,8 +75,8 @@ def sampler(name, metrics=None):
     if name != "ddpm":
         return model, model.sample
     settings = (metrics or json.loads((ROOT / "out" / name / "metrics.json").read_text(encoding="utf-8")))["settings"]
-    return model, functools.partial(importlib.import_module("ddpm").ddim_sample, model, steps=settings["sampling_steps"],
-                                    **{"w": settings["guidance"]})
+    return model, functools.partial(importlib.import_module("ddpm").ddim_sample, model,
+                                    steps=settings["sampling_steps"], w=settings["guidance"])
 
 
 def run_chapter(name):
@@ -245,14 +245,14 @@ def table(known):
     """The comparison as Markdown, of the image models and of the sequence models."""
     lines = []
     for protocol, what in (("binary", "binary digits, nats"), ("grey", "8-bit grey digits, bits/dim")):
-        lines += [f"| {what} | NLL is | unconditional | marginal | conditional "
-                  "| class accuracy | Fréchet distance | precision | recall | class balance |", "|" + "---|" * 10]
+        lines += [f"| {what} | unconditional | marginal | conditional | class accuracy "
+                  "| Fréchet distance | precision | recall | class balance | training |", "|" + "---|" * 10]
         for name in GROUPS[protocol]:
             row = known["rows"].get(name)
             if not row:
                 lines.append(f"| {title(name)} | not yet measured |" + " |" * 8)
                 continue
-            cells = [title(name), "", "", "", ""]
+            cells = [title(name), "", "", ""]
             if name in ("digits", "noise"):
                 cells[0] = {"digits": "*5,000 validation digits*", "noise": "*noise*"}[name]
             elif "likelihood" not in row or row["likelihood"]["protocol"] != protocol:
@@ -264,15 +264,17 @@ def table(known):
                 def figure(key):
                     return f"{sign}{it[key]:.{digits}f}" if it[key] is not None else "–"
 
-                cells[1] = {"bound": "bounded"}.get(it["kind"], it["kind"])
-                cells[2], cells[4] = figure("NLL, unconditional"), figure("NLL, conditional")
                 few = it["summed over"] == 1000
-                cells[3] = ("≈ " if few and not sign else "") + figure("NLL, marginal") + "¹" * few
+                marginal = ("≈ " if few and not sign else "") + figure("NLL, marginal") + "¹" * few
+                cells[1:] = [figure("NLL, unconditional"), marginal, figure("NLL, conditional")]
+                if it["kind"] in ("none", "up to a constant"):
+                    cells[1] = it["kind"]
             s = row.get(protocol)
             cells += ["not yet measured", "", "", "", ""] if not s else [
                 plus(s["class accuracy"], 100, 1, " %"), plus(s["Frechet distance"], 1, 1),
                 plus(s["precision"], 1, 3), plus(s["recall"], 1, 3),
                 f"{s['class balance']:.3f}" if "class balance" in s else "–"]
+            cells.append(f"{row['seconds of training']:.0f} s" if "seconds of training" in row else "")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     lines += ["| cost | parameters | lines of code | training | 64 samples | most memory |", "|" + "---|" * 6]

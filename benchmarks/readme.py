@@ -1,11 +1,11 @@
-"""Every table and figure of README.md, made again from the saved runs.
+"""Every table and figure of README.md and docs/, made again from the saved runs.
 
     python benchmarks/readme.py              from out/ and benchmarks/results; says which runs are missing
     python benchmarks/readme.py --measure    first measures all of it: compare.py, sampling.py, ear.py
     python benchmarks/readme.py --run        first makes the missing runs, then measures
 
 The numbers of each run go to benchmarks/results/NAME-cpu.json, its log to NAME-cpu.log (NAME-gpu for runs on a GPU),
-its pictures to assets/, and the tables into README.md between their marks. What no run is there for stays as it was.
+its pictures to assets/, and the tables into the pages between their marks. What no run is there for stays as it was.
 """
 import argparse
 import json
@@ -32,6 +32,36 @@ PICTURES = {  # in assets/: where it comes from, in out/
     "realnvp_temperature.png": "realnvp/temperature.png", "denoising.gif": "ddpm/denoising.gif",
     "ebm_inpainting.png": "ebm/inpainting.png",
     "realnvp_likelihood.png": "realnvp/likelihood.png", "gan_neighbours.png": "gan/neighbours.png"}
+PAGES = ["README.md", "docs/comparison.md"]  # tables stand in these, between their marks
+MAP = {  # a chapter: its idea, p(x), latent, its picture in assets/, what is on it, what it shows
+    "made": ("masks make an autoencoder autoregressive", "exact", "none", "made_completion.png",
+             "Lower halves drawn anew below the same upper halves", "the lower half, drawn anew"),
+    "char_rnn": ("a state is carried along a sequence", "exact", "none", "char_rnn_surprise.png",
+                 "A text, each letter coloured by its bits", "bits of each character"),
+    "wavenet": ("convolutions that look back 1, 2, 4, … samples", "exact", "none", "wavenet_predictions.png",
+                "The distribution of each next sample, and the sound", "the distribution of each next sample"),
+    "pixelcnn": ("masked convolutions, and their blind spot", "exact", "none", "pixelcnn_blind_spot.png",
+                 "Which pixels one pixel depends on: a wedge is missing",
+                 "which pixels a pixel sees: a wedge is missing"),
+    "gated_pixelcnn": ("two stacks and gates: no blind spot", "exact", "none", "gated_pixelcnn_blind_spot.png",
+                       "Which pixels one pixel depends on: all within reach", "all those within reach"),
+    "transformer_ar": ("every patch a token that attends to those before it", "exact", "none",
+                       "transformer_ar_attention.png", "Attention of one token over the picture so far",
+                       "to which tokens a token attends"),
+    "vae": ("a latent vector for every digit, learned by a bound", "bound", "20 numbers", "vae_style.png",
+            "One latent vector a row, one class a column", "one latent vector in every class"),
+    "vqvae": ("a sequence of discrete codes, and a prior that predicts it", "bound", "16 codes", "vqvae_codes.png",
+              "A 3 with one of its codes drawn at random", "a 3 with one code drawn at random"),
+    "gan": ("a generator and a discriminator train each other", "none", "64 numbers", "gan_samples.png",
+            "Ten classes of generated digits", "samples of each class"),
+    "realnvp": ("an invertible network", "exact density; a bound for grey levels", "as large as x",
+                "realnvp_temperature.png", "The same noise at rising temperature",
+                "one draw of noise, scaled by the temperature"),
+    "ddpm": ("predict the noise, remove it step by step", "bound", "as large as x", "denoising.gif",
+             "Ten digits coming out of noise", "digits come out of noise (above), as predicted (below)"),
+    "ebm": ("an energy for every image, and Langevin dynamics", "up to a constant", "none", "ebm_inpainting.png",
+            "Lower halves of digits, inpainted by Langevin dynamics", "lower halves, inpainted"),
+}
 EXTRA = [f"{name}-unconditional" for name in ("made", "pixelcnn", "gated_pixelcnn", "transformer_ar")] + [
     "ebm-1", "ebm-2"]  # runs in out/ of other flags that openings speak of
 FIGURE = {  # the figure of a chapter: its key in metrics.json, decimals, what it is; and what is published beside it
@@ -165,15 +195,29 @@ def published_table():
     return "\n".join(lines) + "\n"
 
 
-def filled(text):
-    """README.md with its tables as the results have them."""
-    tables = {"sampling": sampling_table(), "published": published_table()}
+def map_table():
+    """The chapters in reading order, with a picture of each."""
+    lines = ["| | chapter | p(x) | latent | training | what it draws |", "|" + "---|" * 6]
+    for k, name in enumerate(ORDER, 1):
+        idea, p, latent, picture, alt, caption = MAP[name]
+        run = json.loads((RESULTS / f"{name}-cpu.json").read_text())
+        lines.append(f"| {k} | [**{name}.py**]({name}.py) {idea} | {p} | {latent} | "
+                     f"{run['seconds of training'] / 60:.0f} min | <img src=\"assets/{picture}\" width=\"300\" "
+                     f"alt=\"{alt}\"><br>{caption} |")
+    return "\n".join(lines) + "\n"
+
+
+def filled(page):
+    """The text of a page with its tables as the results have them."""
+    text, up = (ROOT / page).read_text(encoding="utf-8"), "../" * page.count("/")
+    tables = {"map": map_table(), "sampling": sampling_table(), "published": published_table()}
     tables |= dict(zip(("binary", "grey", "cost", "sequences"), compare.table(json.loads(
         (RESULTS / "compare-cpu.json").read_text())).split("\n\n")))
     for name, table in tables.items():
         begin, end = f"<!-- table: {name} -->\n", f"<!-- end: {name} -->"
-        before, rest = text.split(begin)
-        text = before + begin + table.rstrip("\n") + "\n" + end + rest.split(end, 1)[1]
+        if begin in text:
+            before, rest = text.split(begin)
+            text = before + begin + table.rstrip("\n").replace("](", f"]({up}") + "\n" + end + rest.split(end, 1)[1]
     return text
 
 
@@ -203,9 +247,9 @@ def main(argv=None):
     taxonomy().savefig(assets / "taxonomy.png", dpi=120)
     known = json.loads((RESULTS / "compare-cpu.json").read_text())
     compare.figure(known).savefig(assets / "comparison.png", dpi=120)
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"README.md: tables and pictures of {len(ORDER) - len(missing)} runs and of benchmarks/results")
+    for page in PAGES:
+        (ROOT / page).write_text(filled(page), encoding="utf-8")
+    print(f"{', '.join(PAGES)}: tables and pictures of {len(ORDER) - len(missing)} runs and of benchmarks/results")
 
 
 if __name__ == "__main__":

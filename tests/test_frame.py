@@ -216,8 +216,9 @@ def test_what_does_not_fit_together_is_refused(name, bad, says, tmp_path):
 
 
 def commands():
-    """Every `python NAME.py --flags` of README.md and of the chapters."""
-    texts = [source(name) for name in CHAPTERS] + [(ROOT / "README.md").read_text(encoding="utf-8")]
+    """Every `python NAME.py --flags` of the pages and of the chapters."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = [source(name) for name in CHAPTERS] + [page.read_text(encoding="utf-8") for page in pages]
     found = {c for text in texts for c in re.findall(r"\bpython (\w+\.py(?: --?[\w.-]+(?: [\w./-]+)?)+)", text)}
     return sorted(c for c in found if c.split(".")[0] in CHAPTERS)
 

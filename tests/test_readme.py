@@ -1,4 +1,4 @@
-"""README.md and the openings say what was measured: numbers, tables, links, logs, and the diff for many machines."""
+"""The pages and the openings say what was measured: numbers, tables, links, logs, and the diff for many machines."""
 import json
 import re
 import shutil
@@ -12,7 +12,8 @@ from harness import CHAPTERS, ROOT, TINY, small
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme as front  # noqa: E402
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {str(f.relative_to(ROOT).as_posix()): f.read_text(encoding="utf-8")
+         for f in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "variations" / "README.md"]}
 RESULTS = ROOT / "benchmarks" / "results"
 KNOWN = {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in RESULTS.glob("*.json")}
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-\d+)?(?![\d.]*\w)")
@@ -91,8 +92,9 @@ def test_log_lines_of_an_opening_are_those_of_the_log(name):
     assert len(lines) >= 2 and not set(lines) - set(log)
 
 
-@pytest.mark.parametrize("paragraph", [p for p in prose(README) if NUMBER.search(p)], ids=lambda p: p.strip()[:40])
-def test_numbers_of_the_readme_are_those_of_the_results(paragraph):
+@pytest.mark.parametrize("paragraph", [p for page in PAGES.values() for p in prose(page) if NUMBER.search(p)],
+                         ids=lambda p: p.strip()[:40])
+def test_numbers_of_the_pages_are_those_of_the_results(paragraph):
     assert not unmeasured(paragraph)
 
 
@@ -108,13 +110,13 @@ def test_the_results_are_those_of_the_default_run_on_real_data(name):
     assert run["settings"] == defaults and run["step"] == defaults["steps"] and "stand-in" not in run["source"]
 
 
-def test_tables_of_the_readme_are_those_of_the_results():
-    assert front.filled(README) == README
+def test_tables_of_the_pages_are_those_of_the_results():
+    assert all(front.filled(page) == PAGES[page] for page in front.PAGES)
     assert (RESULTS / "compare-cpu.md").read_text(encoding="utf-8") == front.compare.table(KNOWN["compare-cpu"])
 
 
 def test_missing_runs_are_named_and_leave_what_there_is(tmp_path, monkeypatch, capsys):
-    for part in ("benchmarks/results", "assets"):
+    for part in ("benchmarks/results", "assets", "docs"):
         shutil.copytree(ROOT / part, tmp_path / part)
     for f in [*ROOT.glob("*.py"), ROOT / "README.md"]:
         shutil.copy(f, tmp_path)
@@ -124,33 +126,44 @@ def test_missing_runs_are_named_and_leave_what_there_is(tmp_path, monkeypatch, c
     front.main([])
     printed = capsys.readouterr().out
     assert all(f"`python {name}.py` makes it" in printed for name in CHAPTERS)
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
+    assert all((tmp_path / page).read_text(encoding="utf-8") == PAGES[page] for page in front.PAGES)
     for f in RESULTS.iterdir():
         assert (tmp_path / "benchmarks" / "results" / f.name).read_bytes() == f.read_bytes()
     assert (tmp_path / "assets" / "gallery.png").read_bytes() == (ROOT / "assets" / "gallery.png").read_bytes()
 
 
-def test_every_link_and_path_of_the_readme_resolves():
-    headings = re.findall(r"^#+ (.*)$", README, re.M)
-    places = {re.sub(r"[^\w\- ]", "", h.strip().lower()).replace(" ", "-") for h in headings}
-    links = re.findall(r"\]\(([^)\s]+)\)", README) + re.findall(r'src="([^"]+)"', README)
-    assert len(links) > 50
+def headings(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    return {re.sub(r"[^\w\- ]", "", h.strip().lower()).replace(" ", "-")
+            for h in re.findall(r"^#+ (.*)$", page, re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_path_of_a_page_resolves(page):
+    text = PAGES[page]
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    assert links
     for link in links:
-        if link.startswith("#"):
-            assert link[1:] in places, link
-        elif not re.fullmatch(r"https://[\w.-]+\.\w+(/[\w./-]*)?", link):
-            assert (ROOT / link).exists(), link
+        if not re.fullmatch(r"https://[\w.-]+\.\w+(/[\w./-]*)?", link):
+            file, _, anchor = link.partition("#")
+            path = (ROOT / page).parent / file if file else ROOT / page
+            assert path.exists(), link
+            assert not anchor or anchor in headings(path.read_text(encoding="utf-8")), link
 
 
 def test_no_picture_is_left_over():
-    linked = {*re.findall(r"assets/([\w.]+)", README)}
+    linked = {name for page in PAGES.values() for name in re.findall(r"assets/([\w.]+)", page)}
     assert linked == {f.name for f in (ROOT / "assets").iterdir()}
     assert linked == {*front.PICTURES, "gallery.png", "taxonomy.png", "comparison.png"}
 
 
+def test_the_first_page_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 200
+
+
 @pytest.mark.slow
 def test_the_diff_for_many_machines_trains_equal_ranks(tmp_path):
-    diff = re.search(r"^## Outgrowing one machine.*?```diff\n(.*?)```", README, re.S | re.M).group(1)
+    diff = re.search(r"```diff\n(.*?)```", PAGES["docs/scaling.md"], re.S).group(1)
     for f in ("ddpm.py", "data.py"):
         (tmp_path / f).write_bytes((ROOT / f).read_bytes())
     subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, text=True, check=True)

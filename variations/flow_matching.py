@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 import ddpm
 
+
 class FlowMatching(ddpm.DDPM):
     """p(x | y) by the velocity v: the chapter's network, its time from 0 to 1 in thousandths."""
     def velocity(self, x, t, y=None, w=1.0):

@@ -28,8 +28,8 @@ from made import binarise, grid, independent_pixels
 from variations.rnn_pixels import evaluate, nll
 
 SETTINGS = {
-    "steps": (2000, "optimiser steps", 1, 10**9),
-    "batch_size": (16, "digits per step", 1, 10**5),
+    "steps": (3000, "optimiser steps", 1, 10**9),
+    "batch_size": (8, "digits per step", 1, 10**5),
     "lr": wavenet.SETTINGS["lr"],
     "channels": wavenet.SETTINGS["channels"],
     "layers": (10, "layers in a stack, their dilations 1, 2, 4, ...", 1, 20),

@@ -1,0 +1,153 @@
+"""What the variations reach, and the tables of variations/README.md.
+
+`python benchmarks/variations.py` collects the saved runs in out/ (of the names given, or all; says which are missing)
+into benchmarks/results/NAME-cpu.json, lets the judge (judge.py) classify samples of those that draw digits, 2,000 asked
+for in the classes of validation digits and 1,000 unconditional, as compare.py does with the chapters, and fills
+variations/README.md. Each run is made by `python -m variations.NAME`; out/NAME/log.txt and run.json are kept if
+benchmarks/meter.py made them.
+"""
+import bz2
+import gzip
+import importlib
+import json
+import lzma
+import re
+import sys
+import time
+from functools import partial
+
+import torch
+from compare import RESULTS, Against, balance, binarise, share
+from judge import ROOT, judge_for, read
+from readme import collect
+
+import data
+
+BEGIN, END = "<!-- table -->\n", "<!-- end -->"
+BINARY = ["rnn_pixels", "wavenet_pixels", "masked_diffusion", "fsq", "semi_supervised", "latent_diffusion"]
+
+
+def from_chapter(name, chapter, model):
+    """A variation that keeps its chapter's `load`: with the variation's class in the place of the chapter's."""
+    variation, module = (importlib.import_module(part) for part in (f"variations.{name}", chapter))
+    for key, value in model.items():
+        setattr(module, key, getattr(variation, value))
+    module.NAME = name
+    return module.load(ROOT / "out" / name / "model.pt"), variation
+
+
+def with_state(name, build, key="model"):
+    """A variation's model, built from its settings, with the saved weights."""
+    saved = torch.load(ROOT / "out" / name / "model.pt", weights_only=True)
+    model = build(importlib.import_module(f"variations.{name}"), saved["settings"])
+    model.load_state_dict(saved["state"][key])
+    return model.eval()
+
+
+def flow_matching():
+    model, variation = from_chapter("flow_matching", "ddpm", {"DDPM": "FlowMatching"})
+    return partial(variation.sample, model)
+
+
+def pixelcnn_pp():
+    return with_state("pixelcnn_pp", lambda v, s: v.GreyPixelCNN(s["channels"], s["layers"], True, s["levels"])).sample
+
+
+def rnn_pixels():
+    return with_state("rnn_pixels", lambda v, s: v.PixelRNN(s["hidden"], s["layers"])).sample
+
+
+def wavenet_pixels():
+    return with_state("wavenet_pixels", lambda v, s: v.PixelWaveNet(s["channels"], s["layers"], s["stacks"])).sample
+
+
+SAMPLERS = {f.__name__: f for f in (flow_matching, pixelcnn_pp, rnn_pixels, wavenet_pixels)}
+
+IDEAS = {
+    "flow_matching": "straight lines and a differential equation for the noising chain",
+    "latent_diffusion": "diffusion in the latent space of a VAE",
+    "masked_diffusion": "tokens appear in any order, many at once",
+    "pixelcnn_pp": "8-bit grey levels by a mixture of logistics",
+    "rnn_pixels": "an LSTM reads and draws pixels",
+    "wavenet_pixels": "dilated convolutions over the pixels of a digit",
+    "transformer_text": "characters for patches",
+    "compression": "arithmetic coding of any text file",
+    "moons": "points in the plane, where the density can be drawn",
+    "fsq": "rounded numbers for the codebook",
+    "r3gan": "a relativistic loss with gradient penalties",
+    "semi_supervised": "100 labels, the other digits without"}
+
+
+def table():
+    """A line for each variation; what was measured is the last paragraph of its docstring."""
+    lines = ["| variation | what changes | chapter | lines | measured |", "|" + "---|" * 5]
+    for name, idea in IDEAS.items():
+        text = (ROOT / "variations" / f"{name}.py").read_text(encoding="utf-8")
+        opening = text.split('"""')[1]
+        chapter, measured = re.search(r"(\w+)\.py", opening)[1], " ".join(opening.split("\n\n")[-1].split())
+        lines.append(f"| [{name}]({name}.py) | {idea} | [{chapter}.py](../{chapter}.py) | "
+                     f"{len(text.splitlines())} | {measured} |")
+    return "\n".join(lines) + "\n"
+
+
+def filled(text):
+    """variations/README.md with its table as the files have it."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + table() + END + rest.split(END)[1]
+
+
+def compression():
+    """The last tenth of tiny Shakespeare, there and back by the run in out/char_rnn, beside other compressors."""
+    coder, (text, *_) = importlib.import_module("variations.compression"), data.text(None, "never")
+    text = text[len(text) * 9 // 10:]
+    blob, model = text.encode(), importlib.import_module("char_rnn").load(ROOT / "out/char_rnn/model.pt")
+    begun = time.time()
+    packed = coder.pack(model, text)
+    seconds, same = time.time() - begun, coder.unpack(model, packed) == text
+    return {"script": "compression", "results": {
+        "bytes": len(blob), "gzip": len(gzip.compress(blob)), "bz2": len(bz2.compress(blob)),
+        "xz": len(lzma.compress(blob)), "char_rnn, the model not counted": len(packed), "the same came back": same,
+        "seconds to compress": seconds}}
+
+
+@torch.no_grad()
+def judged(draw, name, judge, digits):
+    """The judge's class accuracy and Fréchet distance of samples asked for, the class balance of those that are not."""
+    torch.manual_seed(0)
+    begun = time.perf_counter()
+    x = torch.cat([draw(len(y), y) for y in digits["asked"].split(500)])
+    seconds = (time.perf_counter() - begun) / len(x) * 1000
+    free = torch.cat([draw(500) for _ in range(2)])
+    x, free = (binarise(v, 2) if name in BINARY else v for v in (x, free))
+    real = digits["binary" if name in BINARY else "grey"]
+    return {"class accuracy": share(read(judge, x) == digits["asked"]),
+            "Frechet distance": real.scores(x)["Frechet distance"], "class balance": balance(judge, free, digits),
+            "seconds for 1,000 samples": seconds, "threads": torch.get_num_threads()}
+
+
+def main(names):
+    path = RESULTS / "variations-cpu.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    judge = judge_for()
+    _, labels, test, test_labels, _ = data.mnist("never")
+    digits = {"asked": labels[55000:57000], "grey": Against(judge, test / 255),
+              "binary": Against(judge, binarise(test / 255, 1)),
+              "shares": test_labels.bincount(minlength=10) / len(test_labels)}
+    for name in names or IDEAS:
+        if name == "compression":
+            (RESULTS / "compression-cpu.json").write_text(json.dumps(compression(), indent=1) + "\n")
+            continue
+        if not (ROOT / "out" / name / "metrics.json").exists():
+            print(f"{name}: no run in out/{name}; `python -m variations.{name}` makes it")
+            continue
+        collect(name)
+        if name in SAMPLERS:
+            known[name] = judged(SAMPLERS[name](), name, judge, digits)
+            path.write_text(json.dumps(known, indent=1) + "\n")
+            print(name, known[name], flush=True)
+    readme = ROOT / "variations" / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
