@@ -10,11 +10,13 @@ import torch
 from harness import CHAPTERS, ROOT, TINY, small
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import judge_variations  # noqa: E402
 import readme as front  # noqa: E402
 
 PAGES = {str(f.relative_to(ROOT).as_posix()): f.read_text(encoding="utf-8")
          for f in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "variations" / "README.md"]}
 RESULTS = ROOT / "benchmarks" / "results"
+VARIATIONS = sorted(f.stem for f in (ROOT / "variations").glob("[a-z]*.py"))
 KNOWN = {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in RESULTS.glob("*.json")}
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-\d+)?(?![\d.]*\w)")
 # Numbers in the prose that nobody measured here: sizes of the data, of pictures, figures of others, plain counting.
@@ -42,7 +44,7 @@ def measured(name):
     parts = [v for k, v in KNOWN.items() if re.match(rf"{name}[-.]", k)]
     parts = [{k: v for k, v in part.items() if k != "curve"} for part in parts]
     parts += [v for k, v in KNOWN["compare-cpu"]["rows"].items() if re.fullmatch(rf"{name}([-,].*)?", k)]
-    parts += [KNOWN["sampling-cpu"]["results"].get(name)]
+    parts += [KNOWN["sampling-cpu"]["results"].get(name), KNOWN.get("variations-cpu", {}).get(name)]
     parts += [v for k, v in KNOWN["judge-cpu"].items() if f"judge.py {name}" in k] + [KNOWN["notes"].get(name)]
     return leaves(parts + ([KNOWN.get("ear-cpu")] if name == "wavenet" else []))
 
@@ -68,7 +70,7 @@ def prose(text):
 
 def unmeasured(paragraph, also=()):
     """The numbers of a paragraph that stand in no result of the chapters it names, nor among the constants."""
-    names = {*also, *re.findall(r"\b(\w+)\.py", paragraph)} & {*CHAPTERS}
+    names = {*also, *re.findall(r"\b(\w+)\.py", paragraph)} & {*CHAPTERS, *VARIATIONS}
     values = [v for name in names or CHAPTERS for v in measured(name)] + leaves(
         {k: v for k, v in KNOWN["compare-cpu"].items() if k != "rows"})
     found = [m for m in NUMBER.findall(paragraph) if m.strip(",") not in CONSTANTS]
@@ -83,6 +85,14 @@ def opening(name):
 def test_numbers_of_an_opening_are_those_of_the_results(name):
     seen = opening(name).split(f"`python {name}.py`")[1]
     assert not [bad for paragraph in prose(seen) for bad in unmeasured(paragraph, [name])]
+
+
+@pytest.mark.parametrize("name", VARIATIONS)
+def test_numbers_of_a_variation_are_those_of_the_results(name):
+    opening = (ROOT / "variations" / f"{name}.py").read_text(encoding="utf-8").split('"""')[1]
+    assert ("Measured, " in opening) == (f"{name}-cpu" in KNOWN) == ("not yet measured" not in opening)
+    said = opening.split("Measured, ")[-1] if "Measured, " in opening else ""
+    assert not [bad for paragraph in prose(said) for bad in unmeasured(paragraph, [name])]
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -112,6 +122,7 @@ def test_the_results_are_those_of_the_default_run_on_real_data(name):
 
 def test_tables_of_the_pages_are_those_of_the_results():
     assert all(front.filled(page) == PAGES[page] for page in front.PAGES)
+    assert judge_variations.filled(PAGES["variations/README.md"]) == PAGES["variations/README.md"]
     assert (RESULTS / "compare-cpu.md").read_text(encoding="utf-8") == front.compare.table(KNOWN["compare-cpu"])
 
 

@@ -16,7 +16,6 @@ import argparse
 import bz2
 import gzip
 import lzma
-import sys
 from bisect import bisect_right
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from zlib import crc32
 import torch
 
 import char_rnn
+from variations import start
 
 BITS = 24  # a probability is a multiple of 2^−24
 UNICODE = range(0, 2**BITS + 1, 8)  # a cumulative table: 2^21 numbers, all equally likely
@@ -114,7 +114,4 @@ def main(argv=None):
         file.write(result)
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, UnicodeDecodeError) as error:
-        sys.exit(print(f"compression: {error}", file=sys.stderr) or 2)
+    start(main)

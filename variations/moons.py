@@ -15,13 +15,13 @@ Paper: Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803); the moons: scikit-
 Its effect beside the chapter is not yet measured.
 """
 import math
-import sys
 
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
 import realnvp
+from variations import start
 
 SETTINGS = {"steps": (2000, "optimiser steps", 1, 10**9), "batch_size": (256, "points per step", 1, 10**6),
             "lr": realnvp.SETTINGS["lr"], "couplings": (8, "couplings", 1, 1000),
@@ -114,7 +114,4 @@ def plane(model, title, start=0, side=120, edge=2.5):
     return ax.figure
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"moons: {error}", file=sys.stderr) or 2)
+    start(main)

@@ -12,7 +12,6 @@ Why: binary digits leave the grey levels out. Their NLL is exact, where realnvp.
 Its effect beside the chapter is not yet measured.
 """
 import math
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ import gated_pixelcnn
 from data import mnist
 from gated_pixelcnn import NULL, drop_labels, grid, sample_quality
 from realnvp import independent_pixels
+from variations import start
 
 NATS = 784 * math.log(2)  # of 1 bit/dim
 
@@ -74,6 +74,7 @@ def bits(model, x, y):
 
 def main(argv=None):
     vars(gated_pixelcnn).update(NAME="pixelcnn_pp", LOSS="NLL, bits/dim")  # for Run
+    gated_pixelcnn.SETTINGS["steps"] = (5000, "optimiser steps", 1, 10**9)
     gated_pixelcnn.SETTINGS["levels"] = ("logistics", "or softmax", "logistics", "softmax")
     run = gated_pixelcnn.Run(argv)
     x, y, x_test, y_test, run.source = mnist(run.stand_in)
@@ -114,7 +115,4 @@ def main(argv=None):
     run.picture("levels.png", ax.figure)
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"pixelcnn_pp: {error}", file=sys.stderr) or 2)
+    start(main)

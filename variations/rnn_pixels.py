@@ -17,7 +17,6 @@ an image, PixelRNN, van den Oord et al. 2016 (arXiv:1601.06759).
 Its effect beside the chapter is not yet measured.
 """
 import math
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ from torch import nn
 import char_rnn
 from data import mnist
 from made import MADE, NULL, binarise, drop_labels, grid, independent_pixels
+from variations import start
 
 SETTINGS = {
     "steps": (800, "optimiser steps", 1, 10**9),
@@ -113,7 +113,4 @@ def evaluate(run, model, x, y):
     run.picture("samples.png", grid(samples, "samples of each class", list("0123456789")))
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"rnn_pixels: {error}", file=sys.stderr) or 2)
+    start(main)

@@ -16,7 +16,6 @@ Papers: Radford et al. 2019 (GPT-2); github.com/karpathy/nanoGPT, config train_s
 Its effect beside the chapter is not yet measured.
 """
 import math
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ from torch import nn
 import transformer_ar
 from char_rnn import CharRNN, page
 from data import text
+from variations import start
 
 SETTINGS = {key: transformer_ar.SETTINGS[key] for key in ("lr", "width", "layers", "heads")} | {
     "steps": (3000, "optimiser steps", 1, 10**9),
@@ -114,7 +114,4 @@ def main(argv=None):
     run.picture("context.png", ax.figure)
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"transformer_text: {error}", file=sys.stderr) or 2)
+    start(main)

@@ -17,7 +17,6 @@ den Oord et al. 2016 (arXiv:1606.05328).
 Its effect beside the chapter is not yet measured.
 """
 import math
-import sys
 
 import torch
 from torch import nn
@@ -25,6 +24,7 @@ from torch import nn
 import wavenet
 from data import mnist
 from made import binarise, grid, independent_pixels
+from variations import start
 from variations.rnn_pixels import evaluate, nll
 
 SETTINGS = {
@@ -89,7 +89,4 @@ def main(argv=None):
     evaluate(run, model, x_test, y_test)
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"wavenet_pixels: {error}", file=sys.stderr) or 2)
+    start(main)

@@ -1,10 +1,10 @@
 """What the variations reach, and the tables of variations/README.md.
 
-`python benchmarks/variations.py` collects the saved runs in out/ (of the names given, or all; says which are missing)
-into benchmarks/results/NAME-cpu.json, lets the judge (judge.py) classify samples of those that draw digits, 2,000 asked
-for in the classes of validation digits and 1,000 unconditional, as compare.py does with the chapters, and fills
-variations/README.md. Each run is made by `python -m variations.NAME`; out/NAME/log.txt and run.json are kept if
-benchmarks/meter.py made them.
+`python benchmarks/judge_variations.py` collects the saved runs in out/ (of the names given, or all; says which are
+missing) into benchmarks/results/NAME-cpu.json, lets the judge (judge.py) classify samples of those that draw digits,
+2,000 asked for in the classes of validation digits and 1,000 unconditional, as compare.py does with the chapters, and
+fills variations/README.md. A run is made by `python -m variations.NAME`; log.txt and run.json are there if
+benchmarks/meter.py made it. Samples that are probabilities of pixels are classified as they are.
 """
 import bz2
 import gzip
@@ -24,7 +24,7 @@ from readme import collect
 import data
 
 BEGIN, END = "<!-- table -->\n", "<!-- end -->"
-BINARY = ["rnn_pixels", "wavenet_pixels", "masked_diffusion", "fsq", "semi_supervised", "latent_diffusion"]
+BINARY = ["rnn_pixels", "wavenet_pixels", "masked_diffusion"]
 
 
 def from_chapter(name, chapter, model):
@@ -49,6 +49,14 @@ def flow_matching():
     return partial(variation.sample, model)
 
 
+def masked_diffusion():
+    return from_chapter("masked_diffusion", "transformer_ar", {"Transformer": "MaskedDiffusion"})[0].sample
+
+
+def r3gan():
+    return from_chapter("r3gan", "gan", {})[0].sample
+
+
 def pixelcnn_pp():
     return with_state("pixelcnn_pp", lambda v, s: v.GreyPixelCNN(s["channels"], s["layers"], True, s["levels"])).sample
 
@@ -61,7 +69,12 @@ def wavenet_pixels():
     return with_state("wavenet_pixels", lambda v, s: v.PixelWaveNet(s["channels"], s["layers"], s["stacks"])).sample
 
 
-SAMPLERS = {f.__name__: f for f in (flow_matching, pixelcnn_pp, rnn_pixels, wavenet_pixels)}
+def fsq():
+    return with_state("fsq", lambda v, s: v.FSQVAE(s["hidden"], s["codes"], v.read_levels(s["levels"]))).sample
+
+
+SAMPLERS = {f.__name__: f for f in (
+    flow_matching, masked_diffusion, r3gan, pixelcnn_pp, rnn_pixels, wavenet_pixels, fsq)}
 
 IDEAS = {
     "flow_matching": "straight lines and a differential equation for the noising chain",
@@ -79,12 +92,13 @@ IDEAS = {
 
 
 def table():
-    """A line for each variation; what was measured is the last paragraph of its docstring."""
+    """A line for each variation; what was measured is the end of its docstring, from "Measured" on."""
     lines = ["| variation | what changes | chapter | lines | measured |", "|" + "---|" * 5]
     for name, idea in IDEAS.items():
         text = (ROOT / "variations" / f"{name}.py").read_text(encoding="utf-8")
         opening = text.split('"""')[1]
-        chapter, measured = re.search(r"(\w+)\.py", opening)[1], " ".join(opening.split("\n\n")[-1].split())
+        chapter, (_, found, measured) = re.search(r"(\w+)\.py", opening)[1], opening.rpartition("Measured, ")
+        measured = " ".join(measured.split()) if found else "not yet measured"
         lines.append(f"| [{name}]({name}.py) | {idea} | [{chapter}.py](../{chapter}.py) | "
                      f"{len(text.splitlines())} | {measured} |")
     return "\n".join(lines) + "\n"

@@ -1,0 +1,120 @@
+"""Masked diffusion on transformer_ar.py: tokens in any order, many at once (D3PM, Austin et al. 2021,
+arXiv:2107.03006; MDLM, Sahoo et al. 2024, arXiv:2406.07524).
+
+What changes: the order. The chapter draws tokens from the first to the last. Here a forward process replaces
+each token by [MASK] with probability t: at t = 0 it leaves the digit, at t = 1 masks alone. The transformer,
+without the causal mask, sees what is left, x_t, and predicts every masked token. The bound:
+
+    −log p(x | y) ≤ E_t [ 1/t Σ_{i masked} −log p(x_i | x_t, y) ],        t ~ U(0, 1)
+                  = E_m [ T/m Σ_{i masked} −log p(x_i | x_t, y) ],        m ~ U{1, …, T} tokens masked
+
+Training draws the second form, whose variance is lower, with the counts m spread evenly over the batch. It is
+also the NLL of an autoregressive model, averaged over all orders of the tokens (Hoogeboom et al. 2022,
+arXiv:2110.02037). The share of masks in x_t tells t: the network needs no other input for it.
+
+Sampling: from masks alone, in a random order, S steps of T/S tokens, each drawn from p(x_i | x_t, y). S = T
+is any-order autoregression, exactly; with fewer steps, the tokens of one step are drawn as if independent.
+Why: a digit in S < T network calls, and any part of it may be given. The price: a bound, and no cache.
+Its effect beside the chapter is not yet measured.
+"""
+import sys
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+import transformer_ar
+from transformer_ar import NULL, grid, guide, sample_quality, to_images, to_tokens
+
+SETTINGS = transformer_ar.SETTINGS | {
+    "steps": (6000, "optimiser steps", 1, 10**9), "sampling_steps": (28, "S, network calls", 1, 784)}
+
+class MaskedDiffusion(transformer_ar.Transformer):
+    """p(x | y) by predicting masked tokens; [MASK] is the symbol K."""
+    def __init__(self, width=128, layers=4, heads=2, patch=2, conditional=True):
+        super().__init__(width, layers, heads, patch, conditional)
+        self.symbol = torch.nn.Embedding(self.K + 1, width)
+        torch.nn.init.normal_(self.symbol.weight, std=0.1)
+
+    def embed(self, tokens, y=None):
+        """The input (B, T, D): every position is given its token or [MASK], and the class."""
+        y = self.labels(NULL if y is None else y, len(tokens))
+        return self.symbol(tokens) + self.label(y)[:, None] + self.positions()
+
+    def forward(self, tokens, y=None):
+        """Logits (B, T, K) of tokens (B, T), some of them [MASK]; y as in the chapter."""
+        h = self.embed(tokens, y)
+        for block in self.blocks:  # the chapter's, but all positions attend to all
+            attended = F.scaled_dot_product_attention(*block.project(h))
+            h = h + block.out(attended.transpose(1, 2).flatten(2))
+            h = h + block.mlp(block.norm2(h))
+        return self.head(self.norm(h)).float()
+
+    def log_prob(self, x, y=None, draws=1):
+        """A lower bound of log p(x | y), nats (B,), estimated by so many draws of m and of the masks."""
+        tokens, y = to_tokens(x, self.patch).repeat(draws, 1), self.labels(NULL if y is None else y, len(x))
+        B, T = tokens.shape
+        start, row = torch.randint(T, (1,), device=x.device), torch.arange(B, device=x.device)
+        m = (start + row * T // B) % T + 1  # each uniform on 1, …, T, together evenly spread
+        masked = torch.rand(B, T, device=x.device).argsort(1) < m[:, None]  # any m places
+        logits = self(tokens.masked_fill(masked, self.K), y.repeat(draws))
+        nll = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")  # (B, T)
+        return -(T / m * (nll * masked).sum(1)).view(draws, -1).mean(0)
+
+    @torch.no_grad()
+    def sample(self, n, y=None, guidance=1.0, steps=28, given=None, frames=None):
+        """n binary images (n, 1, 28, 28); y and guidance as in the chapter. `given` (n, T) are tokens, [MASK]
+        where they are to be drawn; the list `frames` collects the tokens after each step."""
+        y, steps = self.labels(y, n), min(steps, self.T)
+        y = y if guidance == 1 else torch.cat([y, torch.full_like(y, NULL)])
+        tokens = torch.full((n, self.T), self.K, device=y.device) if given is None else given.clone()
+        turn = torch.rand(n, self.T, device=y.device).argsort(1) * steps // self.T  # a token's step
+        for step in range(steps):
+            batches = zip(tokens.repeat(len(y) // n, 1).split(50), y.split(50))  # of 50: faster on a CPU
+            logits = guide(torch.cat([self(*batch) for batch in batches]), guidance)
+            now = (turn == step) & (tokens == self.K)
+            tokens[now] = torch.multinomial(logits[now].softmax(1), 1)[:, 0]
+            if frames is not None:
+                frames.append(tokens.clone())
+        return to_images(tokens, self.patch)
+
+def show(tokens, model):
+    """Tokens (B, T) as images (B, 1, 28, 28), [MASK] in grey."""
+    return to_images(tokens, model.patch) + to_images((tokens == model.K) * (model.K - 1), model.patch) / 2
+
+@torch.no_grad()
+def evaluate(run, model, x, y, x_train, y_train):
+    torch.manual_seed(1)
+    S, digit, names, frames = run.sampling_steps, torch.arange(10, device=x.device), list("0123456789"), []
+    sample, digits = run.autocast()(partial(model.sample, steps=S)), digit.repeat(10)
+    bound = torch.cat([-model.log_prob(*part) for part in zip(x.split(100), y.split(100))])
+    null = torch.cat([-model.log_prob(part, draws=4) for part in x[::10].split(25)])
+    run.report({"test −ELBO, conditional, nats": bound.mean().item(),
+                "its standard error": (bound.std() / len(x) ** 0.5).item(),
+                "every 10th digit: −ELBO, unconditional, nats": null.mean().item()}
+               | sample_quality(sample, x_train, y_train, y))
+    run.picture("samples.png", grid(sample(100, digits, frames=frames), f"{S} steps of each class", names))
+    run.picture("unmasking.gif", *(
+        grid(show(tokens[:40], model), f"{(tokens[0] < model.K).sum()} of {model.T} tokens drawn", names)
+        for tokens in [torch.full_like(frames[0], model.K), *frames, *frames[-1:] * 9]))
+    rows, labels, near = [], [], x_train[:10000].flatten(1) / 255
+    for steps, w in (7, 1), (14, 1), (28, 1), (196, 1), (28, 2):
+        images = sample(100, digits, w, steps=steps)
+        found = y_train[torch.cdist(images.flatten(1), near).argmin(1)] == digits
+        rows, labels = [*rows, images[:20]], [*labels, f"S = {steps}, w = {w}", f"{found.sum()} % correct"]
+    run.picture("steps.png", grid(torch.cat(rows), "20 of 100 samples in S steps, guidance w", names, labels))
+    first = x[torch.stack([(y == d).nonzero()[0, 0] for d in digit])]  # the first test digit of each class
+    given = to_tokens(first, model.patch).index_fill(1, torch.arange(model.T // 2, device=x.device), model.K)
+    rows = torch.cat([first, show(given, model), *(sample(10, digit, given=given) for _ in range(4))])
+    run.picture("inpainting.png", grid(rows, "upper halves, drawn four times", names, ["x", "given", *"1234"]))
+
+def main(argv=None):
+    vars(transformer_ar).update(NAME="masked_diffusion", LOSS="−ELBO, nats", SETTINGS=SETTINGS,
+                                Transformer=MaskedDiffusion, evaluate=evaluate)
+    transformer_ar.main(argv)  # the chapter's loop, with these in the place of its own
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, FloatingPointError) as error:
+        sys.exit(print(f"masked_diffusion: {error}", file=sys.stderr) or 2)

@@ -1,0 +1,104 @@
+"""R3GAN's loss on gan.py: real against generated in pairs, R1 and R2 (Huang et al. 2025, arXiv:2501.05441).
+
+What changes: the loss. The chapter's discriminator scores every image by itself; this one compares a real
+digit x with a generated one G(z) of the same class. With D(x) its logit, σ(D(x) − D(G(z))) is the probability
+that x is the real one of the two, and the generator's loss is the mirror of the discriminator's:
+
+    D minimises  E log(1 + exp(−(D(x) − D(G(z))))) + γ/2 (E‖∇D(x)‖² + E‖∇D(G(z))‖²)     ∇: by the image
+    G minimises  E log(1 + exp(−(D(G(z)) − D(x))))
+
+The paper's E f(D(G(z)) − D(x)), f(t) = −log(1 + exp(−t)), is the same with the sign of D turned. Both losses
+are log 2 = 0.693 for a constant D, and a number added to D changes nothing.
+
+Why pairs: scored one by one, samples need only pass a threshold, and there are bad minima where modes are
+left out; with pairs there are none (Sun et al. 2020, arXiv:2011.04926; relativistic losses go back to
+Jolicoeur-Martineau 2018, arXiv:1807.00734). Why R2: R1 flattens D at the data alone, R2 also at the samples.
+In the paper, pairs with R1 alone diverge; with both, training converges near the equilibrium.
+
+What stays: the networks (with the minibatch standard deviation that the paper leaves out), the class, EMA,
+and penalties at every fourth step with four times the weight (the paper: at every step). The paper lowers γ
+during training; here it is constant, half of the chapter's: where p_G = p, R1 and R2 are equal, and together
+weigh as much as the chapter's R1. Pixels are in [0, 1]; in [−1, 1], as in the paper, γ = 0.5 would be 2. As
+D(x) alone means nothing, `game` shows the mean probability of being called the real one of a pair.
+Its effect beside the chapter is not yet measured.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import gan
+from data import mnist
+from gan import drop_labels, grid, r1_penalty
+from variations import start
+
+SETTINGS = gan.SETTINGS | {
+    "gamma": (0.5, "weight of R1 and R2, penalties at real and at generated digits; 0 for none", 0, 1000)}
+
+def pairing_loss(winner, loser):
+    """E −log σ(winner − loser) of logits (B,), pair by pair: D wants (real, fake), G wants (fake, real)."""
+    return F.softplus(-(winner - loser)).mean()
+
+def gradient_penalty(gamma, logits, images):
+    """γ/2 (R1 + R2): the chapter's penalty at real images and at generated ones, (real, fake) with logits."""
+    return gamma / 2 * sum(r1_penalty(*pair) for pair in zip(logits, images))
+
+@torch.no_grad()
+def margins(D, G, x, y):
+    """D(x) − D(G(z)) (B,) of uint8 images x and as many samples of their classes y."""
+    return D(x / 255, y) - D(G.sample(len(x), y), y)
+
+def main(argv=None):
+    vars(gan).update(NAME="r3gan", SETTINGS=SETTINGS)  # for Run
+    run = gan.Run(argv)
+    x, y, x_test, y_test, run.source = mnist(run.stand_in)
+    x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
+    n = len(x) * 11 // 12  # the last twelfth is for validation
+    run.baselines = {"discriminator loss if D is constant, nats": math.log(2)}
+
+    torch.manual_seed(run.seed)
+    G = gan.Generator(run.channels, run.latent_dim, run.label_dropout < 1)
+    D = gan.Discriminator(run.channels)
+    for net in (G, D):
+        net.to(run.device, memory_format=torch.channels_last)
+    decay = max(0.0, 1 - 10 / run.steps)  # the EMA of G's weights looks back over a tenth of the run
+    ema = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    optimizer_G, optimizer_D = (
+        torch.optim.Adam(net.parameters(), lr=run.lr, betas=(0.0, 0.99), fused=True) for net in (G, D))
+    schedule_G, schedule_D = (torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
+        for optimizer in (optimizer_G, optimizer_D))
+    for step in run.loop(G=G, D=D, ema=ema, optimizer_G=optimizer_G, optimizer_D=optimizer_D,
+                         schedule_G=schedule_G, schedule_D=schedule_D):
+        i = torch.randint(n, (run.batch_size,), device=run.device)
+        labels, penalise = drop_labels(y[i], run.label_dropout), step % 4 == 0  # R1 and R2 at every 4th step
+        with run.autocast():  # the discriminator's step
+            fake = G(torch.randn(run.batch_size, run.latent_dim, device=run.device), labels)
+            pair = [v.detach().requires_grad_(penalise) for v in (x[i] / 255, fake)]  # of one class each
+            logits_real, logits_fake = (D(v, labels) for v in pair)
+        loss = pairing_loss(logits_real, logits_fake)
+        penalty = 4 * gradient_penalty(run.gamma, (logits_real, logits_fake), pair) if penalise else 0
+        optimizer_D.zero_grad()
+        (loss + penalty).backward()
+        optimizer_D.step()
+
+        D.requires_grad_(False)  # the generator's step: gradients flow through D, not into it
+        with run.autocast():
+            logits_real, logits_fake = D(pair[0].detach(), labels), D(fake, labels)
+        optimizer_G.zero_grad()
+        pairing_loss(logits_fake, logits_real).backward()
+        optimizer_G.step()
+        D.requires_grad_(True)
+        schedule_G.step()
+        schedule_D.step()
+        ema.update_parameters(G)
+        if run.log(loss):  # a status line; True every 20 s and at the end
+            seen, unseen = (margins(D, ema.module, x[k:n + k][:1000], y[k:n + k][:1000]) for k in (0, n))
+            wins = [m.sigmoid().mean().item() for m in (seen, unseen, -unseen)]  # −unseen: generated digits
+            samples = grid(ema.module.sample(40, torch.arange(40) % 10), f"samples after {step:,} steps")
+            run.save(F.softplus(-unseen).mean().item(), samples, D=wins)
+    gan.evaluate(run, ema.module, x_test, y_test, x[:n], y[:n])
+
+if __name__ == "__main__":
+    start(main)
