@@ -116,7 +116,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x, y):
         h = self.features(2 * x - 1)
-        minibatch_std = h.float().std(0).mean().expand(len(h), 1)  # how much the images of a batch differ
+        minibatch_std = (h.float().var(0) + 1e-4).sqrt().mean().expand(len(h), 1)  # how much a batch varies
         h = self.top(torch.cat([h, minibatch_std], 1)).float()
         return self.real(h)[:, 0].float() + (self.label(y) * h).sum(1) / 16  # projection: how h fits y
 

@@ -49,6 +49,12 @@ def flow_matching():
     return partial(variation.sample, model)
 
 
+def latent_diffusion():
+    model, variation = from_chapter(
+        "latent_diffusion", "ddpm", {"DDPM": "LatentDiffusion", "predict_x0": "predict_x0"})
+    return partial(variation.sample, model)
+
+
 def masked_diffusion():
     return from_chapter("masked_diffusion", "transformer_ar", {"Transformer": "MaskedDiffusion"})[0].sample
 
@@ -74,7 +80,7 @@ def fsq():
 
 
 SAMPLERS = {f.__name__: f for f in (
-    flow_matching, masked_diffusion, r3gan, pixelcnn_pp, rnn_pixels, wavenet_pixels, fsq)}
+    flow_matching, latent_diffusion, masked_diffusion, r3gan, pixelcnn_pp, rnn_pixels, wavenet_pixels, fsq)}
 
 IDEAS = {
     "flow_matching": "straight lines and a differential equation for the noising chain",

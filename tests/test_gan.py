@@ -79,3 +79,14 @@ def test_quality_is_that_of_the_nearest_training_digit():
 
     accuracy, distance = gan.sample_quality(draw, x, y, y).values()
     assert accuracy == 1 and distance == pytest.approx(0.9)
+
+
+def test_images_that_are_all_alike_have_a_penalty_to_train_on():
+    """Where the minibatch standard deviation is 0, the root of its variance must still have derivatives."""
+    torch.manual_seed(0)
+    D, x, y = gan.Discriminator(4), torch.rand(1, 1, 28, 28).repeat(8, 1, 1, 1).requires_grad_(), torch.arange(8)
+    for images in (x, torch.rand(8, 1, 28, 28, requires_grad=True)):
+        D.zero_grad()
+        gan.r1_penalty(D(images, y), images).backward()
+        gradients = [p.grad for p in D.parameters() if p.grad is not None]
+        assert len(gradients) >= 6 and all(g.isfinite().all() and g.abs().max() < 1 for g in gradients)

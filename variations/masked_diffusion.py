@@ -93,7 +93,7 @@ def evaluate(run, model, x, y, x_train, y_train):
                 "its standard error": (bound.std() / len(x) ** 0.5).item(),
                 "every 10th digit: −ELBO, unconditional, nats": null.mean().item()}
                | sample_quality(sample, x_train, y_train, y))
-    run.picture("samples.png", grid(sample(100, digits, frames=frames), f"{S} steps of each class", names))
+    run.picture("samples.png", grid(sample(100, digits, frames=frames), f"samples, {S} steps", names))
     run.picture("unmasking.gif", *(
         grid(show(tokens[:40], model), f"{(tokens[0] < model.K).sum()} of {model.T} tokens drawn", names)
         for tokens in [torch.full_like(frames[0], model.K), *frames, *frames[-1:] * 9]))

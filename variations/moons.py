@@ -23,14 +23,14 @@ from torch import nn
 import realnvp
 from variations import start
 
-SETTINGS = {"steps": (2000, "optimiser steps", 1, 10**9), "batch_size": (256, "points per step", 1, 10**6),
-            "lr": realnvp.SETTINGS["lr"], "couplings": (8, "couplings", 1, 1000),
+SETTINGS = {"steps": (4000, "optimiser steps", 1, 10**9), "batch_size": (256, "points per step", 1, 10**6),
+            "lr": realnvp.SETTINGS["lr"], "couplings": (12, "couplings", 1, 1000),
             "channels": (32, "features of a coupling's network", 1, 10**4)}
 SIGMA = 0.08  # how far points lie from their half circle
 
 class Flow(nn.Module):
     """p(x) of points x (B, 2). `start` leaves out the couplings before it: a stage after p_Z."""
-    def __init__(self, channels=32, couplings=8):
+    def __init__(self, channels=32, couplings=12):
         super().__init__()
         masks = [[1, 0], [0, 1]] * couplings
         self.layers = nn.ModuleList(realnvp.Coupling(mask, 1, channels) for mask in masks[:couplings])
@@ -97,11 +97,11 @@ def main(argv=None):
                 "its standard error": ((nll - best).std() / len(nll) ** 0.5).item(),
                 "largest error of the inverse": (back - x_test).abs().max().item()})
     frames = [plane(model, f"{run.couplings - k} couplings undone", k) for k in range(run.couplings, -1, -1)]
-    run.picture("samples.png", frames[-1])
+    run.picture("samples.png", plane(model, "p(x), and 1,000 samples, coloured by z₁"))
     run.picture("layers.gif", *frames, *[frames[-1]] * 4)
 
 @torch.no_grad()
-def plane(model, title, start=0, side=120, edge=2.5):
+def plane(model, title, start=0, side=120, edge=2.2):
     """A figure of a stage's density, and of 1,000 samples, the colour of each its z₁."""
     line = torch.linspace(-edge, edge, side, device=model.null.device)
     places = torch.stack(torch.meshgrid(line, line, indexing="xy"), 2).view(-1, 2)

@@ -74,7 +74,8 @@ def bits(model, x, y):
 
 def main(argv=None):
     vars(gated_pixelcnn).update(NAME="pixelcnn_pp", LOSS="NLL, bits/dim")  # for Run
-    gated_pixelcnn.SETTINGS["steps"] = (5000, "optimiser steps", 1, 10**9)
+    gated_pixelcnn.SETTINGS |= {"steps": (14000, "optimiser steps", 1, 10**9),
+                                "batch_size": (8, "digits per step", 1, 10**6)}
     gated_pixelcnn.SETTINGS["levels"] = ("logistics", "or softmax", "logistics", "softmax")
     run = gated_pixelcnn.Run(argv)
     x, y, x_test, y_test, run.source = mnist(run.stand_in)

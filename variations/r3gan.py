@@ -15,11 +15,12 @@ left out; with pairs there are none (Sun et al. 2020, arXiv:2011.04926; relativi
 Jolicoeur-Martineau 2018, arXiv:1807.00734). Why R2: R1 flattens D at the data alone, R2 also at the samples.
 In the paper, pairs with R1 alone diverge; with both, training converges near the equilibrium.
 
-What stays: the networks (with the minibatch standard deviation that the paper leaves out), the class, EMA,
-and penalties at every fourth step with four times the weight (the paper: at every step). The paper lowers γ
-during training; here it is constant, half of the chapter's: where p_G = p, R1 and R2 are equal, and together
-weigh as much as the chapter's R1. Pixels are in [0, 1]; in [−1, 1], as in the paper, γ = 0.5 would be 2. As
-D(x) alone means nothing, `game` shows the mean probability of being called the real one of a pair.
+What stays: the networks (with the minibatch standard deviation that the paper leaves out, made smooth at 0),
+the class, EMA, and penalties at every fourth step with four times the weight (the paper: at every step). The
+paper lowers γ during training; here it is constant, half of the chapter's: where p_G = p, R1 and R2 are
+equal, and together weigh as much as the chapter's R1. Pixels are in [0, 1]; in [−1, 1], as in the paper,
+γ = 0.5 would be 2. As D(x) alone means nothing, `game` shows the mean probability of being called the real
+one of a pair.
 Its effect beside the chapter is not yet measured.
 """
 import math

@@ -28,8 +28,8 @@ from data import text
 from variations import start
 
 SETTINGS = {key: transformer_ar.SETTINGS[key] for key in ("lr", "width", "layers", "heads")} | {
-    "steps": (3000, "optimiser steps", 1, 10**9),
-    "batch_size": (32, "windows per step", 1, 10**6),
+    "steps": (4000, "optimiser steps", 1, 10**9),
+    "batch_size": (16, "windows per step", 1, 10**6),
     "length": (256, "T, characters of a window", 2, 10**5),
     "dropout": (0.1, "dropout of what a layer adds", 0, 0.99),
     "text": ("", "a UTF-8 file of your own instead of tiny Shakespeare")}
