@@ -212,7 +212,7 @@ def grey_table():
     """8-bit grey digits in bits per dimension, here and published."""
     lines = ["| 8-bit grey digits | bits/dim | protocol |", "|---|---|---|"]
     for name, protocol, sign, key in GREY:
-        path = f"variations/{name}.py" if (ROOT / "variations" / f"{name}.py").exists() else f"{name}.py"
+        path = f"{name}.py" if name in ORDER else f"variations/{name}.py"
         run = known_run(name)
         figure = f"{sign}{run['results'][key]:.3f}" if run else "not yet measured"
         lines.append(f"| [{path}]({path}) | {figure} | {protocol} |")

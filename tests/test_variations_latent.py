@@ -132,8 +132,11 @@ def test_a_vector_of_times_and_classes_gives_what_each_alone_gives():
         alone = model.eps(z[i:i + 1], t[i].item(), y[i:i + 1])
         torch.testing.assert_close(alone, together[i:i + 1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model.eps(z[2:3], 7), together[2:3], rtol=1e-5, atol=1e-6)  # None: the null label
-    for other in (model.eps(z, t, (y + 1) % 11), model.eps(z, t.flip(0), y)):
-        assert (other - together).abs().max() > 1e-3
+
+    def f(t, y):
+        return model.eps(z, t, y) - (1 - model.alpha_bar[t]).sqrt() * z
+    for other in (f(t, (y + 1) % 11), f(t.flip(0), y)):
+        assert (other - f(t, y)).abs().max() > 1e-3
 
 
 # Standardising

