@@ -236,6 +236,27 @@ def test_classifiers_see_shifted_digits_and_the_encoder_does_not(world):
     assert not torch.cat(seen["encoder"])[:, :3 * 28].any()
 
 
+def test_the_gradient_of_u_in_q_grows_over_the_first_fifth_of_the_steps(world, monkeypatch):
+    _, _, _, main = world
+    shares, outputs, plain, model = [], [], semi.marginal, semi.M2
+
+    class Kept(model):
+        def __init__(self, *how):
+            super().__init__(*how)
+            self.classifier.register_forward_hook(lambda net, given, output: outputs.append(output))
+
+    def marginal(L, logits):
+        if logits.requires_grad:
+            torch.testing.assert_close(logits, outputs[-1].float())  # the value is that of the classifier
+            slope, = torch.autograd.grad(logits.sum(), outputs[-1], retain_graph=True)
+            shares.append(slope.float().mean().item())
+        return plain(L, logits)
+    monkeypatch.setattr(semi, "M2", Kept)
+    monkeypatch.setattr(semi, "marginal", marginal)
+    main("--steps 20")
+    assert shares == pytest.approx([0.25, 0.5, 0.75, *[1] * 17])
+
+
 @slow
 def test_labels_of_the_other_digits_change_nothing(world, monkeypatch):
     x, y, _, main = world

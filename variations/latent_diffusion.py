@@ -29,6 +29,7 @@ import ddpm
 import vae
 from data import mnist
 from ddpm import DDPM, NULL, ddim_sample, grid, sample_quality
+from variations import start
 
 SETTINGS = ddpm.SETTINGS | {
     "vae_steps": (30000, "optimiser steps of stage one", 1, 10**9), "batch_size": vae.SETTINGS["batch_size"],
@@ -114,7 +115,4 @@ def main(argv=None):
     ddpm.main(argv)  # the chapter's loop, with these in the place of its own
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"latent_diffusion: {error}", file=sys.stderr) or 2)
+    start(main)

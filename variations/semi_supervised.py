@@ -16,7 +16,6 @@ Its effect beside the chapter is not yet measured.
 """
 import copy
 import math
-import sys
 
 import torch
 from matplotlib.figure import Figure
@@ -25,6 +24,7 @@ from torch import nn
 import vae
 from data import mnist
 from vae import binarise, grid
+from variations import start
 
 SETTINGS = {"lr": vae.SETTINGS["lr"], "latent_dim": vae.SETTINGS["latent_dim"],
             "steps": (14000, "optimiser steps", 1, 10**9), "labels": (10, "labels of each class", 1, 500),
@@ -114,7 +114,4 @@ def main(argv=None):
     run.picture("accuracy.png", ax.figure)
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"semi_supervised: {error}", file=sys.stderr) or 2)
+    start(main)
