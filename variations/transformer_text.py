@@ -11,9 +11,11 @@ data: hence dropout of what attention and MLP add, and char_rnn.py's weight deca
 Protocol, nanoGPT's: the last tenth of the text is the test, windows of 256 side by side, nats per character;
 the first character of each, which has no context, is left out. A second figure scores only characters with at
 least T / 2 others before them. Of the first nine tenths, the last ninetieth is for validation.
-
 Papers: Radford et al. 2019 (GPT-2); github.com/karpathy/nanoGPT, config train_shakespeare_char.
-Its effect beside the chapter is not yet measured.
+
+Measured, 746 s of training on one busy core: 1.566 nats/char, and 1.558 with at least 128 characters of
+context, where char_rnn.py reads on from the beginning and reaches 1.4537. nanoGPT publishes 1.88 for 3
+minutes of a CPU and 1.4697 for 3 minutes of a GPU.
 """
 import math
 
@@ -109,8 +111,9 @@ def main(argv=None):
                 f"test NLL, nats/char, after {T - T // 2} or more characters": late.mean().item()})
     run.picture("samples.png", page(model.spell(model.continued(800)), "a sample"))
     ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-    ax.semilogx(range(1, T), apart.mean(0)[1:].cpu())
-    ax.set(title="how much context helps", xlabel="characters before, in the window", ylabel="nats/char")
+    edges = [2**k for k in range(T.bit_length()) if 2**k < T] + [T]  # means over 1, 2 to 3, 4 to 7, …
+    ax.semilogx(edges[:-1], [apart[:, a:b].mean().item() for a, b in zip(edges, edges[1:])], "o-", base=2)
+    ax.set(title="how much context helps", xlabel="characters before (to twice as many)", ylabel="nats/char")
     run.picture("context.png", ax.figure)
 
 if __name__ == "__main__":
