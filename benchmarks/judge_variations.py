@@ -39,7 +39,7 @@ def from_chapter(name, chapter, model):
 def with_state(name, build, key="model"):
     """A variation's model, built from its settings, with the saved weights."""
     saved = torch.load(ROOT / "out" / name / "model.pt", weights_only=True)
-    model = build(importlib.import_module(f"variations.{name}"), saved["settings"])
+    model = build(importlib.import_module(f"variations.{name.partition('-')[0]}"), saved["settings"])
     model.load_state_dict(saved["state"][key])
     return model.eval()
 
@@ -63,8 +63,8 @@ def r3gan():
     return from_chapter("r3gan", "gan", {})[0].sample
 
 
-def pixelcnn_pp():
-    return with_state("pixelcnn_pp", lambda v, s: v.GreyPixelCNN(s["channels"], s["layers"], True, s["levels"])).sample
+def pixelcnn_pp(name="pixelcnn_pp"):
+    return with_state(name, lambda v, s: v.GreyPixelCNN(s["channels"], s["layers"], True, s["levels"])).sample
 
 
 def rnn_pixels():
@@ -81,6 +81,7 @@ def fsq():
 
 SAMPLERS = {f.__name__: f for f in (
     flow_matching, latent_diffusion, masked_diffusion, r3gan, pixelcnn_pp, rnn_pixels, wavenet_pixels, fsq)}
+SAMPLERS["pixelcnn_pp-softmax"] = partial(pixelcnn_pp, "pixelcnn_pp-softmax")  # a run with --levels softmax
 
 IDEAS = {
     "flow_matching": "straight lines and a differential equation for the noising chain",
@@ -153,12 +154,12 @@ def main(names):
     digits = {"asked": labels[55000:57000], "grey": Against(judge, test / 255),
               "binary": Against(judge, binarise(test / 255, 1)),
               "shares": test_labels.bincount(minlength=10) / len(test_labels)}
-    for name in names or IDEAS:
+    for name in names or {**IDEAS, **SAMPLERS}:
         if name == "compression":
             (RESULTS / "compression-cpu.json").write_text(json.dumps(compression(), indent=1) + "\n")
             continue
         if not (ROOT / "out" / name / "metrics.json").exists():
-            print(f"{name}: no run in out/{name}; `python -m variations.{name}` makes it")
+            print(f"{name}: no run in out/{name}; `python -m variations.{name.partition('-')[0]}` makes it")
             continue
         collect(name)
         if name in SAMPLERS:

@@ -77,8 +77,8 @@ GREY = [  # models of 8-bit grey digits: run, what, its sign, key in metrics.jso
     ("realnvp", "null label, one draw of noise", "≤ ", "test NLL bound, unconditional, bits/dim"),
     ("flow_matching", "null label, one draw of noise, 200 digits", "≤ ", "test NLL, unconditional, bits/dim"),
     ("ddpm", "null label", "≤ ", "test NLL bound, unconditional, bits/dim"),
-    ("pixelcnn_pp", "given the class, exact", "", "test NLL, conditional, bits/dim"),
-    ("pixelcnn_pp", "null label, exact", "", "test NLL, unconditional, bits/dim"),
+    ("pixelcnn_pp-softmax", "softmax, given the class, exact", "", "test NLL, conditional, bits/dim"),
+    ("pixelcnn_pp-softmax", "softmax, null label, exact", "", "test NLL, unconditional, bits/dim"),
 ]
 PUBLISHED_GREY = [
     ("RealNVP / Glow / FFJORD / Residual Flow", "1.06 / 1.05 / 0.99 / 0.97", "their papers, as quoted by others"),
@@ -212,7 +212,7 @@ def grey_table():
     """8-bit grey digits in bits per dimension, here and published."""
     lines = ["| 8-bit grey digits | bits/dim | protocol |", "|---|---|---|"]
     for name, protocol, sign, key in GREY:
-        path = f"{name}.py" if name in ORDER else f"variations/{name}.py"
+        path = f"{name}.py" if name in ORDER else f"variations/{name.partition('-')[0]}.py"
         run = known_run(name)
         figure = f"{sign}{run['results'][key]:.3f}" if run else "not yet measured"
         lines.append(f"| [{path}]({path}) | {figure} | {protocol} |")

@@ -12,7 +12,9 @@ what belongs together. At first neither knows much: U's gradient in q grows over
 Why: labels are dear, digits are not. Beside it the same classifier learns from the labels alone, with the
 same dropout, weight decay and shifts; its highest validation accuracy is what early stopping may reach.
 
-Its effect beside the chapter is not yet measured.
+Measured, 263 s of training on one busy core: 95.8 % of the test digits, where the same classifier with the
+100 labels alone gets 88.0 %, and never more than 88.3 % of the validation digits. Bayes' rule with one draw
+of L gives 90.9 %.
 """
 import copy
 import math
