@@ -336,8 +336,10 @@ def evaluate(run, model, test, speakers):
 # %% Notes
 # Differs from the paper: small, and 8,000 samples a second; beside digit and speaker a layer knows the time
 # in the clip, from 0 to 1 in 32 steps, since the receptive field does not say where in a word one is, so p(x
-# | y) is given the clip's length too; Adam with one cycle of the learning rate. Sounds with guidance w > 1
-# are no longer draws of p(x | y).
+# | y) is given the clip's length too; Adam with one cycle of the learning rate. Many small steps learn faster
+# than few large ones: after 1,200 clips a draft has 4.6 bits/sample on validation, with four a step 4.9.
+#
+# Sounds with guidance w > 1 are no longer draws of p(x | y).
 #
 # Things to break:
 # 1. In `forward`, put self.embed(x) for self.embed(F.pad(x[:, :-1], (1, 0), value=256)): a sample sees

@@ -2,8 +2,8 @@
 
 `python benchmarks/judge_variations.py` collects the saved runs in out/ (of the names given, or all; says which are
 missing) into benchmarks/results/NAME-cpu.json, lets the judge (judge.py) classify samples of those that draw digits,
-2,000 asked for in the classes of validation digits and 1,000 unconditional, as compare.py does with the chapters, and
-fills variations/README.md. A run is made by `python -m variations.NAME`; log.txt and run.json are there if
+5,000 asked for in the classes of the validation digits and 1,000 unconditional, as compare.py does with the chapters,
+and fills variations/README.md. A run is made by `python -m variations.NAME`; log.txt and run.json are there if
 benchmarks/meter.py made it. Samples that are probabilities of pixels are classified as they are.
 """
 import bz2
@@ -143,7 +143,7 @@ def judged(draw, name, judge, digits):
     real = digits["binary" if name in BINARY else "grey"]
     return {"class accuracy": share(read(judge, x) == digits["asked"]),
             "Frechet distance": real.scores(x)["Frechet distance"], "class balance": balance(judge, free, digits),
-            "seconds for 1,000 samples": seconds, "threads": torch.get_num_threads()}
+            "samples": len(x), "seconds for 1,000 samples": seconds, "threads": torch.get_num_threads()}
 
 
 def main(names):
@@ -151,7 +151,7 @@ def main(names):
     known = json.loads(path.read_text()) if path.exists() else {}
     judge = judge_for()
     _, labels, test, test_labels, _ = data.mnist("never")
-    digits = {"asked": labels[55000:57000], "grey": Against(judge, test / 255),
+    digits = {"asked": labels[55000:], "grey": Against(judge, test / 255),
               "binary": Against(judge, binarise(test / 255, 1)),
               "shares": test_labels.bincount(minlength=10) / len(test_labels)}
     for name in names or {**IDEAS, **SAMPLERS}:
