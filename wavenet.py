@@ -59,7 +59,7 @@ from torch import nn
 NAME, LOSS, ITEMS = "wavenet", "NLL, bits/sample", "clips"
 NULL = 10  # the null label: no digit given
 SETTINGS = {
-    "steps": (5000, "optimiser steps", 1, 10**9),
+    "steps": (4000, "optimiser steps", 1, 10**9),
     "batch_size": (2, "clips per step", 1, 10**5),
     "lr": (4e-3, "peak learning rate of Adam", 0, 10),
     "channels": (64, "channels of a layer", 1, 10**4),
@@ -78,19 +78,18 @@ class Layer(nn.Module):
     def __init__(self, C, dilation):
         super().__init__()
         self.C, self.dilation = C, dilation
-        self.filter, self.gate = nn.Linear(2 * C, C), nn.Linear(2 * C, C)  # W_f and W_g: two taps each
-        self.filter_e, self.gate_e = nn.Linear(C, C, bias=False), nn.Linear(C, C, bias=False)  # V_f and V_g
-        self.residual, self.skip = nn.Linear(C, C), nn.Linear(C, 128)
+        self.taps = nn.Linear(2 * C, 2 * C)  # W_f and W_g, two taps each
+        self.condition = nn.Linear(C, 2 * C, bias=False)  # V_f and V_g
+        self.out = nn.Linear(C, C + 128)  # W_h and W_s
 
     def forward(self, h, e, time, past=None):
         """From h (B, T, C), the condition e (B, ticks, C) and one-hot ticks, time (B, T, ticks): h and skip
         (B, T, 128). In sampling one sample, (B, 1, C), and `past`, the h of d samples ago."""
         if past is None:
             past = F.pad(h, (0, 0, self.dilation, 0))[:, :-self.dilation]
-        taps = torch.cat([past, h], 2)  # (B, T, 2C)
-        z = torch.tanh(self.filter(taps) + time @ self.filter_e(e))
-        z = z * torch.sigmoid(self.gate(taps) + time @ self.gate_e(e))
-        return h + self.residual(z), self.skip(z)
+        filter, gate = (self.taps(torch.cat([past, h], 2)) + time @ self.condition(e)).chunk(2, 2)
+        residual, skip = self.out(filter.tanh() * gate.sigmoid()).split([self.C, 128], 2)
+        return h + residual, skip
 
 class WaveNet(nn.Module):
     """p(x | y, speaker), the product over samples t of p(x_t | samples before t), for 256 μ-law levels."""

@@ -7,8 +7,9 @@
 Writes benchmarks/results/compare-cpu.json, compare-cpu.md, the table, and assets/comparison.png, the figure. What is in
 it: likelihoods as the runs themselves scored them (out/NAME/metrics.json); 5,000 samples of each model, asked for in
 the classes of the 5,000 validation digits, read by the judge (judge.py) and compared in its features with the 10,000
-test digits by the Fréchet distance, with the first 5,000 by precision and recall; the classes of 1,000 unconditional
+test digits by the Fréchet distance, with every other one by precision and recall; the classes of 1,000 unconditional
 samples, against those of the test digits by the total variation distance; parameters, lines of code, seconds, memory.
+Five models are trained three times, out/NAME-1 and out/NAME-2 with --seed 1 and 2: their mean and spread.
 
 Binary models are compared with binarised test digits, the others with grey ones. vae.py and vqvae.py hand out
 probabilities: they stand in both halves, once as they are and once with a Bernoulli draw for each pixel. Two rows are
@@ -29,6 +30,7 @@ from pathlib import Path
 
 import torch
 from judge import ROOT, frechet, judge_for, read
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from data import mnist
@@ -36,11 +38,16 @@ from data import mnist
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae", "gan", "realnvp", "ddpm", "ebm"]
 SEQUENCES = ["char_rnn", "wavenet"]
+SEEDED = {"made": "binary", "vae": "binary", "gan": "grey", "ddpm": "grey", "ebm": "grey"}  # and their protocol
+SEEDS = [f"{name}-{seed}" for name in SEEDED for seed in (1, 2)]
+GUIDED = {"pixelcnn": 2, "gated_pixelcnn": 2, "transformer_ar": 2}  # the best weight of 1.5, 2, 3 and 4, by class accuracy
 GROUPS = {  # protocol: who stands in it, in order
-    "binary": ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae", "digits", "noise"],
+    "binary": ["made", *(f"{name}{how}" for name, w in GUIDED.items() for how in ("", f", guidance {w}")),
+               "vae", "vqvae", "digits", "noise"],
     "grey": ["vae", "vqvae", "gan", "realnvp", "realnvp, temperature 0.7", "ddpm", "ddpm, unguided", "ebm", "digits",
              "noise"]}
-OTHERWISE = {"ddpm, unguided": {"w": 1.0}, "realnvp, temperature 0.7": {"temperature": 0.7}}  # same runs
+OTHERWISE = {"ddpm, unguided": {"w": 1.0}, "realnvp, temperature 0.7": {"temperature": 0.7},
+             **{f"{name}, guidance {w}": {"guidance": w} for name, w in GUIDED.items()}}  # other samples of the same runs
 NATS = 784 * math.log(2)  # in a bit per dimension
 LIKELIHOOD = {  # script: what the figure is, protocol, keys in metrics.json: unconditional, marginal, conditional
     "made": ("exact", "binary", "test NLL, unconditional, nats", "test NLL, marginal over the classes, nats",
@@ -60,19 +67,23 @@ LIKELIHOOD = {  # script: what the figure is, protocol, keys in metrics.json: un
 }
 
 
+def chapter(name):
+    return name.partition("-")[0]
+
+
 def command(name):
     """The command that makes the run in out/NAME."""
-    return f"{name}.py"
+    return f"{name}.py" if name == chapter(name) else f"{chapter(name)}.py --seed {name[-1]} --out out/{name}"
 
 
 def load(name):
-    return importlib.import_module(name).load(ROOT / "out" / name / "model.pt")
+    return importlib.import_module(chapter(name)).load(ROOT / "out" / name / "model.pt")
 
 
 def sampler(name, metrics=None):
     """The model in out/NAME, and how the chapter draws from it: a function of n, y and what the chapter offers."""
     model = load(name)
-    if name != "ddpm":
+    if chapter(name) != "ddpm":
         return model, model.sample
     settings = (metrics or json.loads((ROOT / "out" / name / "metrics.json").read_text(encoding="utf-8")))["settings"]
     return model, functools.partial(importlib.import_module("ddpm").ddim_sample, model,
@@ -120,14 +131,15 @@ class Against:
     def scores(self, x):
         """{measure: (value, half its interval)} of images x (N, 1, 28, 28): Fréchet distance, precision, recall."""
         fake = self.features(x)
-        real = self.real[:len(fake)]  # precision and recall want as many of both
+        apart = len(self.real) // len(fake)
+        real = self.real[::apart]  # precision and recall want as many of both
         names = ["Frechet distance", "precision", "recall"]
-        across, block = torch.cdist(fake, real), torch.arange(len(self.real)) % self.BLOCKS
+        across, block = torch.cdist(fake, real), torch.arange(len(self.real)) // apart % self.BLOCKS
         near = [torch.cdist(own, own).topk(24, largest=False) for own in (fake, real)]
 
         def measured(out):  # all but block `out`; of 24 neighbours enough are left
-            kept, every = block[:len(fake)] != out, block != out
-            balls = [d.masked_fill(block[i] == out, math.inf).sort(1).values[:, 3] for d, i in near]  # beside itself, 3
+            kept, every = block[::apart] != out, block != out
+            balls = [d.masked_fill(block[::apart][i] == out, math.inf).sort(1).values[:, 3] for d, i in near]  # beside itself, 3
             of_fake, of_real = (radius.masked_fill(~kept, -1) for radius in balls)
             return (frechet(fake[kept], self.real[every]),
                     (across <= of_real).any(1)[kept].double().mean().item(),
@@ -149,7 +161,7 @@ def share(right):
 
 def likelihood(name, metrics):
     """What metrics.json says of p(x), in the unit of its protocol, with half an interval of 95 %."""
-    kind, protocol, *keys = LIKELIHOOD[name]
+    kind, protocol, *keys = LIKELIHOOD[chapter(name)]
     results = metrics["results"]
     error = [v for k, v in results.items() if k.startswith("its standard error")]
     unconditional, marginal, conditional = (None if key is None else results[key] for key in keys)
@@ -186,7 +198,7 @@ def measure(name, judge, digits):
            "torch": metrics.get("torch", torch.__version__)}
     rows = {who: {} if who in OTHERWISE else row for who in drawn}
     for protocol, names in GROUPS.items():
-        for who in [n for n in names if n in drawn]:
+        for who in [n for n in drawn if chapter(n) in names]:
             x = binarise(drawn[who], 2) if protocol == "binary" else drawn[who]
             y = binarise(free[who], 3) if protocol == "binary" else free[who]
             rows[who][protocol] = scores(x, protocol, judge, digits) | {"class balance": balance(judge, y, digits)}
@@ -277,6 +289,7 @@ def table(known):
             cells.append(f"{row['seconds of training']:.0f} s" if "seconds of training" in row else "")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+    lines += seeds_table(known)
     lines += ["| cost | parameters | lines of code | training | 64 samples | most memory |", "|" + "---|" * 6]
     for name in IMAGES:
         if row := known["rows"].get(name):
@@ -301,53 +314,113 @@ def table(known):
     return "\n".join(lines) + "\n"
 
 
+def seeds_table(known):
+    """Models that were trained three times: the mean and the standard deviation of what each run is measured at."""
+    lines = ["| seeds 0, 1, 2 | unconditional | conditional | class accuracy | Fréchet distance | precision | recall "
+             "| class balance |", "|" + "---|" * 8]
+    for name, protocol in SEEDED.items():
+        rows = [known["rows"].get(run) for run in (name, f"{name}-1", f"{name}-2")]
+        if None in rows:
+            lines.append(f"| {title(name)} | not yet measured |" + " |" * 6)
+            continue
+
+        def spread(values, scale=1, digits=2, unit=""):
+            if None in values:
+                return "–"
+            mean, deviation = statistics.mean(values), statistics.stdev(values)
+            return plus((mean, deviation), scale, digits, unit)
+
+        sign, digits = "≤ " if rows[0]["likelihood"]["kind"] == "bound" else "", 2 if protocol == "binary" else 3
+        cells = [spread([row["likelihood"][key] for row in rows], 1, digits)
+                 for key in ("NLL, unconditional", "NLL, conditional")]
+        cells = [sign * (cell != "–") + cell for cell in cells]
+        cells += [spread([row[protocol][key][0] for row in rows], *how) for key, *how in (
+            ("class accuracy", 100, 1, " %"), ("Frechet distance", 1, 1), ("precision", 1, 3), ("recall", 1, 3))]
+        cells.append(spread([row[protocol]["class balance"] for row in rows], 1, 3))
+        lines.append(f"| {title(name)} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+COLORS = {"binary": "#1f6fb4", "grey": "#e0701a"}
+
+
+def annotate(ax, points, names):
+    """Names beside their points (N, 2), each where it covers least and is nearest to its own."""
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # the names do not move the axes
+    places, room = torch.tensor(ax.transData.transform(points)), ax.get_window_extent()
+    crowd, taken = torch.cdist(places, places).fill_diagonal_(math.inf).min(1).values, []
+    for i in crowd.argsort().tolist():
+        tried = []
+        for dx, dy in ((6, 5), (-6, 5), (6, -5), (-6, -5), (0, 8), (0, -8), (8, 0), (-8, 0), (6, 18), (-6, -18)):
+            text = ax.annotate(names[i], points[i], xytext=(dx, dy), textcoords="offset points", size=9, zorder=5,
+                               ha={1: "left", 0: "center", -1: "right"}[(dx > 0) - (dx < 0)],
+                               va={1: "bottom", 0: "center", -1: "top"}[(dy > 0) - (dy < 0)])
+            box = text.get_window_extent(ax.figure.canvas.get_renderer())
+            low, high = torch.tensor([box.x0, box.y0]), torch.tensor([box.x1, box.y1])
+            off = (low - places).clamp(min=0) + (places - high).clamp(min=0)  # from each point to the box, (N, 2)
+            off = off.norm(dim=1)
+            outside = not (room.x0 < box.x0 and box.x1 < room.x1 and room.y0 < box.y0 and box.y1 < room.y1)
+            cost = 10 * outside + sum(box.overlaps(other) for other in taken) + (off < 6).sum() + (
+                off < off[i]).sum() - (off[i] < 6).long()
+            tried.append((float(cost), len(tried), text, box))
+            text.set_visible(False)
+        *_, text, box = min(tried, key=lambda t: t[:2])
+        text.set_visible(True)
+        taken.append(box)
+
+
 def figure(known):
     """Four pictures of the table: likelihood; quality against speed; precision against recall, binary and grey."""
-    fig = Figure(figsize=(12, 9), layout="constrained")
+    fig = Figure(figsize=(11, 9))
+    FigureCanvasAgg(fig)  # names are placed by their size in pixels
+    fig.subplots_adjust(left=0.125, right=0.985, top=0.95, bottom=0.065, wspace=0.2, hspace=0.28)
     (left, right), below = fig.subplots(2, 2)
     rows = known["rows"]
+    for ax in (left, right, *below):
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#eeeeee", lw=0.8)
+        ax.set_axisbelow(True)
     scored = [n for n in IMAGES if n in rows and rows[n]["likelihood"]["protocol"] == "binary"]
     for place, name in enumerate(scored):
         it = rows[name]["likelihood"]
-        for key, color in (("NLL, unconditional", "C7"), ("NLL, marginal", "C0"),
-                           ("NLL, conditional", "C2")):
-            left.plot(it[key], place, "o", color=color, mfc=color if it["kind"] == "exact" else "white",
-                      label=key.replace("-", "−", 1) if not place else None)
+        for key, marker, color in (("NLL, unconditional", "o", "#7f7f7f"), ("NLL, marginal", "s", "#1f6fb4"),
+                                   ("NLL, conditional", "D", "#2c9a4b")):
+            left.plot(it[key], place, marker, color=color, mfc=color if it["kind"] == "exact" else "white",
+                      label=key.partition(", ")[2] if not place else None)
     left.set_yticks(range(len(scored)), scored)
     left.invert_yaxis()
-    left.set(xlabel="−log p of a binary test digit, nats (grey digits: see the table)",
-             title="Fewer nats are better; hollow: only a bound")
-    left.legend(fontsize=8, loc="upper right")
-    for protocol, color, ax in zip(GROUPS, ("C0", "C1"), below):
+    left.set(xlabel="−log p of a binary test digit, nats", title="Likelihood: fewer nats are better (hollow: a bound)")
+    left.legend(fontsize=9)
+    right.set(xscale="log", yscale="log", xlabel="seconds for 64 samples", xlim=(4e-4, 20),
+              ylim=(0.3, 60), ylabel="Fréchet distance to real digits", title="Looks against speed: low and left is good")
+    right.set_yticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5", "1", "2", "5", "10", "20", "50"])
+    right.minorticks_off()
+    points, shown = [], []
+    for (protocol, color), ax in zip(COLORS.items(), below):
         names = [n for n in GROUPS[protocol] if protocol in rows.get(n, {}) and n != "noise"]
-        names.sort(key=lambda n: (n == "digits", rows[n][protocol]["precision"]))
-        for k, name in enumerate(names):
-            s = rows[name][protocol]
+        here = []
+        for name in names:
+            s, real = rows[name][protocol], name == "digits"
             (distance, half), (p, p_half), (r, r_half) = (s[k] for k in ("Frechet distance", "precision", "recall"))
-            real, shown = name == "digits", "real digits" if name == "digits" else name
-            ax.errorbar(r, p, p_half, r_half, fmt="*" if real else "o", ms=12 if real else 6, color=color,
-                        ecolor="lightgray", zorder=3 if real else 2)
-            side = 1 if real or k % 2 == 0 else -1  # names to the right and left in turn
-            ax.annotate(shown, (r, p), xytext=(7 * side, 4), textcoords="offset points", size=9,
-                        ha="left" if side > 0 else "right", zorder=4)
+            ax.errorbar(r, p, p_half, r_half, fmt="*" if real else "o", ms=13 if real else 6, color=color,
+                        ecolor="#d0d0d0", zorder=3 if real else 2)
+            here.append((r, p))
             if real:
                 right.axhline(distance, ls="--", lw=1, color=color)
             elif name not in OTHERWISE:
                 seconds = rows[name]["seconds for 64 samples"]
-                right.errorbar(seconds, distance, half, fmt="o", color=color, ecolor="lightgray")
-                side = 1 if seconds > 0.7 else -1
-                right.annotate(shown, (seconds, distance), xytext=(6 * side, 3), textcoords="offset points", size=9,
-                               ha="left" if side > 0 else "right")
-        ax.margins(0.15)
+                right.errorbar(seconds, distance, half, fmt="o", color=color, ecolor="#d0d0d0")
+                points.append((seconds, distance))
+                shown.append(name)
+        ax.margins(0.1)
         ax.set(xlabel="recall: real digits within the samples' region", ylabel="precision: samples within the digits'",
-               title=f"{protocol} samples: up is sharp, right is varied")
-    right.set(xscale="log", yscale="log", xlabel="seconds for 64 samples, class given", xlim=(1e-3, 20),
-              ylabel="Fréchet distance to real digits", title="Low and left is good; dashed: real digits")
-    right.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
-    right.minorticks_off()
-    for color, what in (("C0", "binary samples"), ("C1", "grey samples")):
-        right.plot([], [], "o", color=color, label=what)
-    right.legend(fontsize=8, loc="upper left")
+               title=f"{protocol.capitalize()} samples: up is sharp, right is varied")
+        annotate(ax, here, ["real digits" if n == "digits" else n.replace("temperature", "T =") for n in names])
+    annotate(right, points, shown)
+    for protocol, color in COLORS.items():
+        right.plot([], [], "o", color=color, label=f"{protocol} samples")
+    right.plot([], [], "--", color="gray", label="real digits")
+    right.legend(fontsize=9, loc="upper left")
     return fig
 
 
@@ -356,9 +429,9 @@ def main(argv=None):
     parser.add_argument("names", nargs="*", help="scripts to measure again (all that have a run)")
     parser.add_argument("--run", action="store_true", help="make the runs that are missing first")
     args = parser.parse_args(argv)
-    if unknown := set(args.names) - {*IMAGES, *SEQUENCES}:
+    if unknown := set(args.names) - {*IMAGES, *SEQUENCES, *SEEDS}:
         parser.error(f"{', '.join(sorted(unknown))}: no chapter of that name")
-    names = args.names or IMAGES + SEQUENCES
+    names = args.names or IMAGES + SEQUENCES + SEEDS
     missing = [n for n in names if not (ROOT / "out" / n / "metrics.json").exists()]
     for name in missing:
         print(f"{name}: no run in out/{name}; `python {command(name)}` makes it", flush=True)
@@ -377,7 +450,7 @@ def main(argv=None):
     if not args.names or "digits" not in known["rows"]:
         known["rows"] |= baselines(judge, digits)
     for name in [n for n in names if args.run or n not in missing]:
-        known["rows"] |= measure(name, judge, digits) if name in IMAGES else {name: sequence(name)}
+        known["rows"] |= {name: sequence(name)} if name in SEQUENCES else measure(name, judge, digits)
         print(name, json.dumps(known["rows"][name]), flush=True)
         written(known)
     print(table(known))

@@ -1,8 +1,8 @@
-"""Every table and figure of README.md and docs/, made again from the saved runs.
+"""Every table and figure of README.md, docs/ and variations/README.md, made again from the saved runs.
 
     python benchmarks/readme.py              from out/ and benchmarks/results; says which runs are missing
-    python benchmarks/readme.py --measure    first measures all of it: compare.py, sampling.py, ear.py
-    python benchmarks/readme.py --run        first makes the missing runs, then measures
+    python benchmarks/readme.py --measure    first measures all: compare.py, sampling.py, ear.py, judge_variations.py
+    python benchmarks/readme.py --run        first makes the missing runs of the twelve, then measures
 
 The numbers of each run go to benchmarks/results/NAME-cpu.json, its log to NAME-cpu.log (NAME-gpu for runs on a GPU),
 its pictures to assets/, and the tables into the pages between their marks. What no run is there for stays as it was.
@@ -15,6 +15,7 @@ import sys
 
 import compare
 import torch
+import torch.nn.functional as F
 from compare import RESULTS
 from judge import ROOT
 from matplotlib.figure import Figure
@@ -62,8 +63,6 @@ MAP = {  # a chapter: its idea, p(x), latent, its picture in assets/, what is on
     "ebm": ("an energy for every image, and Langevin dynamics", "up to a constant", "none", "ebm_inpainting.png",
             "Lower halves of digits, inpainted by Langevin dynamics", "lower halves, inpainted"),
 }
-EXTRA = [f"{name}-unconditional" for name in ("made", "pixelcnn", "gated_pixelcnn", "transformer_ar")] + [
-    "ebm-1", "ebm-2"]  # runs in out/ of other flags that openings speak of
 BINARY = {  # unconditional models of binary digits: key in metrics.json, and nats, epochs published, [G]
     "made": ("test NLL, unconditional, nats", "84.87", "85"),
     "pixelcnn": ("test NLL, unconditional, nats", "81.45", "457"),
@@ -101,34 +100,34 @@ def collect(name):
         shutil.copy(out / "log.txt", RESULTS / f"{name}-{kind}.log")
 
 
-def gallery(folder):
-    """All twelve at once: samples of digits, text and sound."""
-    fig = Figure(figsize=(13, 6.8), layout="constrained")
-    for ax, name in zip(fig.subplots(4, 3).flat, ORDER):
+def gallery():
+    """All twelve at once: samples of digits, text and sound, each in a panel of the same size."""
+    kinds = {"vae": "pixel probabilities", "vqvae": "pixel probabilities", "gan": "grey", "realnvp": "grey",
+             "ddpm": "grey", "ebm": "grey", "char_rnn": "text", "wavenet": "sound"}
+    fig, width, height = Figure(figsize=(12, 6.2)), 0.316, 0.1835  # a panel has the shape of 10 by 3 digits
+    for k, name in enumerate(ORDER):
         torch.manual_seed(0)
         model, draw = compare.sampler(name)
+        left, low = 0.009 + k % 3 * 0.333, 0.76 - k // 3 * 0.25
+        fig.text(left, low + height + 0.014, f"{name}.py", family="monospace", weight="bold", size=11)
+        fig.text(left + width, low + height + 0.014, kinds.get(name, "binary"), color="gray", size=9, ha="right")
+        if name == "wavenet":
+            for i, (digit, word) in enumerate(((0, "zero"), (4, "four"), (7, "seven"))):
+                ax = fig.add_axes((left + i * (width + 0.01) / 3, low, (width - 0.02) / 3, height))
+                sound = F.pad(model.sample(1, digit, guidance=2.0)[0], (128, 128))
+                power = torch.stft(sound, 256, 32, window=torch.hann_window(256), center=False, return_complex=True)
+                ax.imshow(power.abs().clamp(min=0.01).log(), origin="lower", aspect="auto", cmap="magma")
+                ax.text(0.04, 0.95, f"“{word}”", color="white", size=9, va="top", transform=ax.transAxes)
+                ax.axis("off")
+            continue
+        ax = fig.add_axes((left, low, width, height))
+        ax.axis("off")
         if name == "char_rnn":
-            text = model.spell(model.sample(1)[0])
-            ax.text(0.01, 0.97, "\n".join(line[:62] for line in text.strip().split("\n")[:9]), va="top", size=7.5,
-                    family="monospace", transform=ax.transAxes)
-            ax.set_title("char_rnn.py: tiny Shakespeare", size=10)
-        elif name == "wavenet":
-            for k, digit in enumerate((0, 4, 7)):
-                sound = model.sample(1, digit, guidance=2.0)[0]
-                ax.plot(torch.arange(len(sound)) / 8000, sound / 2 / sound.abs().max() - k, lw=0.4, color="C0")
-            ax.set_yticks([0, -1, -2], ["zero", "four", "seven"], size=8)
-            ax.set_xlabel("seconds", size=8)
-            ax.tick_params(labelsize=8)
-            ax.set_title("wavenet.py: spoken digits", size=10)
+            text = [line[:56] for line in model.spell(model.sample(1)[0]).strip().split("\n")]
+            ax.text(0, 1, "\n".join(text[:9]), va="top", size=8, family="monospace", linespacing=1.25)
         else:
             x = draw(30, torch.arange(30) % 10).view(3, 10, 28, 28).transpose(1, 2).reshape(84, 280)
-            ax.imshow(x, cmap="gray_r", vmin=0, vmax=1)
-            kind = "black or white" if (x % 1 == 0).all() else "grey"
-            ax.set_title(f"{name}.py: {'pixel probabilities' if name in ('vae', 'vqvae') else kind}", size=10)
-        if name != "wavenet":
-            ax.set_xticks([])
-            ax.set_yticks([])
-        ax.spines[:].set_visible(False)
+            ax.imshow(x, cmap="gray_r", vmin=0, vmax=1, aspect="auto")
     return fig
 
 
@@ -232,12 +231,12 @@ def map_table():
     return "\n".join(lines) + "\n"
 
 
-def filled(page):
+def filled(text, page):
     """The text of a page with its tables as the results have them."""
-    text, up = (ROOT / page).read_text(encoding="utf-8"), "../" * page.count("/")
+    up = "../" * page.count("/")
     tables = {"map": map_table(), "sampling": sampling_table(), "published": published_table(),
               "published grey": grey_table()}
-    tables |= dict(zip(("binary", "grey", "cost", "sequences"), compare.table(json.loads(
+    tables |= dict(zip(("binary", "grey", "seeds", "cost", "sequences"), compare.table(json.loads(
         (RESULTS / "compare-cpu.json").read_text())).split("\n\n")))
     for name, table in tables.items():
         begin, end = f"<!-- table: {name} -->\n", f"<!-- end: {name} -->"
@@ -255,27 +254,34 @@ def main(argv=None):
     out, assets = ROOT / "out", ROOT / "assets"
     if args.measure or args.run:
         compare.main(["--run"] if args.run else [])
-        for line in ["sampling.py", "ear.py"]:
-            subprocess.run([sys.executable, *f"benchmarks/{line}".split()], cwd=ROOT, check=True)
-    missing = [name for name in ORDER if not (out / name / "metrics.json").exists()]
+        for file in ["sampling.py", "ear.py", "judge_variations.py"]:
+            subprocess.run([sys.executable, f"benchmarks/{file}"], cwd=ROOT, check=True)
+    from judge_variations import IDEAS, filled as filled_list  # which imports this file
+    commands = {name: compare.command(name) for name in [*ORDER, *compare.SEEDS]}
+    commands |= {f"{name}-unconditional": f"{name}.py --label-dropout 1 --out out/{name}-unconditional"
+                 for name in BINARY}
+    commands |= {name: f"-m variations.{name}" for name in IDEAS if name != "compression"}
+    commands["pixelcnn_pp-softmax"] = "-m variations.pixelcnn_pp --levels softmax --out out/pixelcnn_pp-softmax"
+    missing = [name for name in commands if not (out / name / "metrics.json").exists()]
     for name in missing:
-        print(f"{name}: no run in out/{name}; `python {name}.py` makes it. Its numbers and pictures stay as they are")
-    for name in (set(ORDER) - set(missing)) | {n for n in EXTRA if (out / n / "metrics.json").exists()}:
+        print(f"{name}: no run in out/{name}; `python {commands[name]}` makes it. What it gave before stays")
+    for name in set(commands) - set(missing):
         collect(name)
     for asset, source in PICTURES.items():
         if (out / source).exists():
             shutil.copy(out / source, assets / asset)
-    if missing:
-        print("assets/gallery.png needs all twelve runs: it stays as it is")
+    if set(missing) & set(ORDER):
+        print("assets/gallery.png needs all twelve chapters: it stays as it is")
     else:
-        gallery(out).savefig(assets / "gallery.png", dpi=110)
+        gallery().savefig(assets / "gallery.png", dpi=140)
         Image.open(assets / "gallery.png").convert("P", palette=Image.Palette.ADAPTIVE).save(assets / "gallery.png")
     taxonomy().savefig(assets / "taxonomy.png", dpi=120)
     known = json.loads((RESULTS / "compare-cpu.json").read_text())
     compare.figure(known).savefig(assets / "comparison.png", dpi=120)
-    for page in PAGES:
-        (ROOT / page).write_text(filled(page), encoding="utf-8")
-    print(f"{', '.join(PAGES)}: tables and pictures of {len(ORDER) - len(missing)} runs and of benchmarks/results")
+    for page, fill in {**dict.fromkeys(PAGES, filled), "variations/README.md": filled_list}.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        (ROOT / page).write_text(fill(text, page) if fill is filled else fill(text), encoding="utf-8")
+    print(f"tables and pictures of {len(commands) - len(missing)} runs and of benchmarks/results")
 
 
 if __name__ == "__main__":

@@ -122,13 +122,13 @@ def test_the_results_are_those_of_the_default_run_on_real_data(name):
 
 
 def test_tables_of_the_pages_are_those_of_the_results():
-    assert all(front.filled(page) == PAGES[page] for page in front.PAGES)
+    assert all(front.filled(PAGES[page], page) == PAGES[page] for page in front.PAGES)
     assert judge_variations.filled(PAGES["variations/README.md"]) == PAGES["variations/README.md"]
     assert (RESULTS / "compare-cpu.md").read_text(encoding="utf-8") == front.compare.table(KNOWN["compare-cpu"])
 
 
 def test_missing_runs_are_named_and_leave_what_there_is(tmp_path, monkeypatch, capsys):
-    for part in ("benchmarks/results", "assets", "docs"):
+    for part in ("benchmarks/results", "assets", "docs", "variations"):
         shutil.copytree(ROOT / part, tmp_path / part)
     for f in [*ROOT.glob("*.py"), ROOT / "README.md"]:
         shutil.copy(f, tmp_path)
@@ -138,7 +138,8 @@ def test_missing_runs_are_named_and_leave_what_there_is(tmp_path, monkeypatch, c
     front.main([])
     printed = capsys.readouterr().out
     assert all(f"`python {name}.py` makes it" in printed for name in CHAPTERS)
-    assert all((tmp_path / page).read_text(encoding="utf-8") == PAGES[page] for page in front.PAGES)
+    assert all(f"`python -m variations.{name}` makes it" in printed for name in VARIATIONS if name != "compression")
+    assert all((tmp_path / page).read_text(encoding="utf-8") == PAGES[page] for page in PAGES)
     for f in RESULTS.iterdir():
         assert (tmp_path / "benchmarks" / "results" / f.name).read_bytes() == f.read_bytes()
     assert (tmp_path / "assets" / "gallery.png").read_bytes() == (ROOT / "assets" / "gallery.png").read_bytes()

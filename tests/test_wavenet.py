@@ -161,8 +161,7 @@ def test_each_sample_has_the_tick_of_its_own_time():
     with torch.no_grad():
         model.embed.weight.zero_()
         for layer in model.layers:  # nothing of h, so nothing of the past
-            layer.filter.weight.zero_()
-            layer.gate.weight.zero_()
+            layer.taps.weight.zero_()
         model(torch.zeros(2, 100, dtype=torch.long), length=torch.tensor([100, 60]))
     for logits, length in zip(model.logits, (100, 60)):
         ticks = [min(t * 32 // length, 31) for t in range(100)]
