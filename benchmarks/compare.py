@@ -40,14 +40,14 @@ IMAGES = ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae"
 SEQUENCES = ["char_rnn", "wavenet"]
 SEEDED = {"made": "binary", "vae": "binary", "gan": "grey", "ddpm": "grey", "ebm": "grey"}  # and their protocol
 SEEDS = [f"{name}-{seed}" for name in SEEDED for seed in (1, 2)]
-GUIDED = {"pixelcnn": 2, "gated_pixelcnn": 2, "transformer_ar": 2}  # the best weight of 1.5, 2, 3 and 4, by class accuracy
+GUIDED = {"pixelcnn": 2, "gated_pixelcnn": 2, "transformer_ar": 2}  # best of 1.5, 2, 3 and 4
 GROUPS = {  # protocol: who stands in it, in order
     "binary": ["made", *(f"{name}{how}" for name, w in GUIDED.items() for how in ("", f", guidance {w}")),
                "vae", "vqvae", "digits", "noise"],
     "grey": ["vae", "vqvae", "gan", "realnvp", "realnvp, temperature 0.7", "ddpm", "ddpm, unguided", "ebm", "digits",
              "noise"]}
 OTHERWISE = {"ddpm, unguided": {"w": 1.0}, "realnvp, temperature 0.7": {"temperature": 0.7},
-             **{f"{name}, guidance {w}": {"guidance": w} for name, w in GUIDED.items()}}  # other samples of the same runs
+             **{f"{name}, guidance {w}": {"guidance": w} for name, w in GUIDED.items()}}  # of the same runs
 NATS = 784 * math.log(2)  # in a bit per dimension
 LIKELIHOOD = {  # script: what the figure is, protocol, keys in metrics.json: unconditional, marginal, conditional
     "made": ("exact", "binary", "test NLL, unconditional, nats", "test NLL, marginal over the classes, nats",
@@ -138,8 +138,9 @@ class Against:
         near = [torch.cdist(own, own).topk(24, largest=False) for own in (fake, real)]
 
         def measured(out):  # all but block `out`; of 24 neighbours enough are left
-            kept, every = block[::apart] != out, block != out
-            balls = [d.masked_fill(block[::apart][i] == out, math.inf).sort(1).values[:, 3] for d, i in near]  # beside itself, 3
+            outside, every = block[::apart] == out, block != out
+            kept = ~outside
+            balls = [d.masked_fill(outside[i], math.inf).sort(1).values[:, 3] for d, i in near]  # beside itself, 3
             of_fake, of_real = (radius.masked_fill(~kept, -1) for radius in balls)
             return (frechet(fake[kept], self.real[every]),
                     (across <= of_real).any(1)[kept].double().mean().item(),
@@ -391,8 +392,8 @@ def figure(known):
     left.invert_yaxis()
     left.set(xlabel="−log p of a binary test digit, nats", title="Likelihood: fewer nats are better (hollow: a bound)")
     left.legend(fontsize=9)
-    right.set(xscale="log", yscale="log", xlabel="seconds for 64 samples", xlim=(4e-4, 20),
-              ylim=(0.3, 60), ylabel="Fréchet distance to real digits", title="Looks against speed: low and left is good")
+    right.set(xscale="log", yscale="log", xlabel="seconds for 64 samples", xlim=(4e-4, 20), ylim=(0.3, 60),
+              ylabel="Fréchet distance to real digits", title="Looks against speed: low and left is good")
     right.set_yticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5", "1", "2", "5", "10", "20", "50"])
     right.minorticks_off()
     points, shown = [], []

@@ -49,6 +49,33 @@ def test_precision_and_recall_of_sets_that_are_known():
     assert scores["Frechet distance"][1] > 0
 
 
+def test_precision_and_recall_want_real_digits_from_the_whole_test_set():
+    real = torch.rand(600, 1, 2, 1) + 9 * (torch.arange(600) >= 300).view(-1, 1, 1, 1)  # its second half is elsewhere
+    scores = compare.Against(Plain(), real).scores(real[::2])
+    assert scores["precision"][0] == scores["recall"][0] == 1
+    prefix = compare.Against(Plain(), real).scores(real[:300])
+    assert prefix["precision"][0] > 0.9 and prefix["recall"][0] < 0.6
+
+
+def test_the_table_of_seeds_has_mean_and_standard_deviation():
+    def row(nats, accuracy):
+        scores = {"class accuracy": [accuracy, 0.1], "Frechet distance": [nats, 1], "precision": [0.5, 0],
+                  "recall": [0.5, 0], "class balance": accuracy / 10}
+        return {"likelihood": {"kind": "bound", "NLL, unconditional": nats, "NLL, conditional": None},
+                "binary": scores, "grey": scores}
+
+    known = {"rows": {"vae": row(1.0, 0.5), "vae-1": row(2.0, 0.6), "vae-2": row(3.0, 0.7), "made": row(1.0, 0.5)}}
+    lines = {line.split("]")[0]: line for line in compare.seeds_table(known)}
+    assert lines["| [vae.py"] == ("| [vae.py](vae.py) | ≤ 2.00 ± 1.00 | – | 60.0 ± 10.0 % | 2.0 ± 1.0 | 0.500 ± 0.000 "
+                                  "| 0.500 ± 0.000 | 0.060 ± 0.010 |")
+    assert "not yet measured" in lines["| [made.py"]
+
+
+def test_a_run_of_another_seed_has_its_chapter_and_command():
+    assert compare.chapter("gan-2") == "gan" and compare.command("gan-2") == "gan.py --seed 2 --out out/gan-2"
+    assert compare.command("gan") == "gan.py"
+
+
 def test_the_jackknife_has_the_spread_of_new_draws():
     draws = [torch.randn(1000, 1, 2, 1, generator=torch.Generator().manual_seed(k)) + 1 for k in range(40)]
     base = torch.randn(1000, 1, 2, 1, generator=torch.Generator().manual_seed(100))
