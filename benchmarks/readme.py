@@ -45,7 +45,7 @@ MAP = {  # a chapter: its idea, p(x), latent, its picture in assets/, what is on
                  "Which pixels one pixel depends on: a wedge is missing",
                  "which pixels a pixel sees: a wedge is missing"),
     "gated_pixelcnn": ("two stacks and gates: no blind spot", "exact", "none", "gated_pixelcnn_blind_spot.png",
-                       "Which pixels one pixel depends on: all within reach", "all those within reach"),
+                       "Which pixels one pixel depends on: all within reach", "which pixels a pixel sees: no wedge is missing"),
     "transformer_ar": ("every patch a token that attends to those before it", "exact", "none",
                        "transformer_ar_attention.png", "Attention of one token over the picture so far",
                        "to which tokens a token attends"),
@@ -218,7 +218,7 @@ def grey_table():
 
 def map_table():
     """The chapters in reading order, with a picture of each."""
-    lines = ["| | chapter | p(x) | latent | training | what it draws |", "|" + "---|" * 6]
+    lines = ["| | chapter | p(x) | latent | training | a picture of it |", "|" + "---|" * 6]
     for k, name in enumerate(ORDER, 1):
         idea, p, latent, picture, alt, caption = MAP[name]
         run = json.loads((RESULTS / f"{name}-cpu.json").read_text())
