@@ -311,7 +311,7 @@ def evaluate(run, model, x, y, x_train, y_train):
 #    sampling it sees a 0 in its place, and every image stays empty.
 # 2. In `Block`, put see=4 for see=3: a pixel sees its right neighbour, whose features hold the pixel itself:
 #    the loss falls to 0, samples have nothing of a digit.
-# 3. In `sample`, drop the line with `self.stem.store`: the loss stays the same, but the sampler takes all
+# 3. In `sample`, put pass for the line with `stem.store`: the loss stays the same, but the sampler takes all
 #    earlier pixels for 0; in completion.png the lower half has nothing to do with the upper.
 #
 # References: the cached sampler: Ramachandran et al. 2017 (1704.06001); guidance: Ho & Salimans 2022

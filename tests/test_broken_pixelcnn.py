@@ -29,7 +29,7 @@ def test_2_a_pixel_seen_through_its_right_neighbour_leaves_no_loss_and_nothing_o
 
 
 def test_3_drawn_pixels_that_are_not_stored_count_as_0_and_the_loss_stays_the_same(tmp_path):
-    assert "drop the line with `self.stem.store`" in thing(NAME, 3)
+    assert "put pass for the line with `stem.store`" in thing(NAME, 3)
     line = "            self.stem.store(2 * x[:, :, r:r + 1, c:c + 1] - 1, at)  # later pixels depend on it\n"
     _, model, _, run = trained(NAME, flags=FLAGS)
     torch.save(run, tmp_path / "model.pt")
