@@ -47,7 +47,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-# %% Settings: the published run's value, what it is, its range. `python vqvae.py --help` prints them
+# %% Settings: the published run's value, what it is, its range; `--help` prints them
 NAME, LOSS, ITEMS = "vqvae", "-ELBO, nats", "digits"
 NULL = 10  # the null label: no class given
 SETTINGS = {
@@ -337,7 +337,7 @@ class Run:
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
             "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
-        parser = argparse.ArgumentParser(usage=f"python {NAME}.py [--steps 1000 --out out/try ...]")
+        parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
         for name, (default, about, *_) in flags.items():
@@ -405,7 +405,7 @@ class Run:
         self.seconds, recent = self.now - self.begun, self.losses[-100:]
         rate, left = self.step * self.batch_size / self.seconds, self.seconds * (self.steps / self.step - 1)
         print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} "
-              f"{ITEMS}/s  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
+              f"{ITEMS}/s  {round(left) // 60} min {round(left) % 60:02} s left", flush=True)
         torch.manual_seed(0)  # what is measured and drawn on the way has the same noise each time
         return True
 

@@ -25,16 +25,16 @@ receptive field (here 2,048 samples, a quarter of a second), and at speed: sound
 Label dropout: a tenth of the clips carry the null label in place of the digit, and a tenth no speaker, so one
 network gives p(x | y) and p(x), and classifier-free guidance can exaggerate the digit in the logits.
 
-`python wavenet.py` on the Free Spoken Digit Dataset, one core (shared) of an Intel Xeon (bfloat16): 1,474 s
-of training, 1,540 s in all.
+`python wavenet.py` on the Free Spoken Digit Dataset and two cores of an Intel Xeon (bfloat16): 638 s of
+training, 674 s in all.
 
-    step 489/5,000  NLL, bits/sample 4.7260  8 clips/s  19 min 55 s left
-    step 2,433/5,000  NLL, bits/sample 4.1678  7 clips/s  13 min 03 s left
-    step 5,000/5,000  NLL, bits/sample 3.8801  7 clips/s  0 min 00 s left
+    step 418/4,000  NLL, bits/sample 4.8279  15 clips/s  8 min 07 s left
+    step 1,994/4,000  NLL, bits/sample 4.2071  13 clips/s  5 min 12 s left
+    step 4,000/4,000  NLL, bits/sample 3.9196  13 clips/s  0 min 00 s left
 
-Recordings 0-4 of each speaker and digit, exact: NLL 4.109 bits/sample given digit and speaker, 4.297 under
+Recordings 0-4 of each speaker and digit, exact: NLL 4.138 bits/sample given digit and speaker, 4.335 under
 the null labels. Untrained: 8; a Markov chain of order 2: 5.11. A classifier of spectrograms finds the digit
-asked for in 72.3 % of 300 sounds, with guidance 2 in 74.7 % (of real clips: 97.7 %). Your own recordings:
+asked for in 69.7 % of 300 sounds, with guidance 2 in 77.7 % (of real clips: 97.7 %). Your own recordings:
 `--audio FOLDER`.
 """
 import argparse
@@ -55,7 +55,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-# %% Settings: the published run's value, what it is, its range. `python wavenet.py --help` prints them
+# %% Settings: the published run's value, what it is, its range; `--help` prints them
 NAME, LOSS, ITEMS = "wavenet", "NLL, bits/sample", "clips"
 NULL = 10  # the null label: no digit given
 SETTINGS = {
@@ -362,7 +362,7 @@ class Run:
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
             "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
-        parser = argparse.ArgumentParser(usage=f"python {NAME}.py [--steps 1000 --out out/try ...]")
+        parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
         for name, (default, about, *_) in flags.items():
@@ -430,7 +430,7 @@ class Run:
         self.seconds, recent = self.now - self.begun, self.losses[-100:]
         rate, left = self.step * self.batch_size / self.seconds, self.seconds * (self.steps / self.step - 1)
         print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} "
-              f"{ITEMS}/s  {left // 60:.0f} min {left % 60:02.0f} s left", flush=True)
+              f"{ITEMS}/s  {round(left) // 60} min {round(left) % 60:02} s left", flush=True)
         torch.manual_seed(0)  # what is measured and drawn on the way has the same noise each time
         return True
 

@@ -40,7 +40,7 @@ IMAGES = ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae"
 SEQUENCES = ["char_rnn", "wavenet"]
 SEEDED = {"made": "binary", "vae": "binary", "gan": "grey", "ddpm": "grey", "ebm": "grey"}  # and their protocol
 SEEDS = [f"{name}-{seed}" for name in SEEDED for seed in (1, 2)]
-GUIDED = {"pixelcnn": 2, "gated_pixelcnn": 2, "transformer_ar": 2}  # best of 1.5, 2, 3 and 4
+GUIDED = {"pixelcnn": 2, "gated_pixelcnn": 2, "transformer_ar": 2}  # more costs variety
 GROUPS = {  # protocol: who stands in it, in order
     "binary": ["made", *(f"{name}{how}" for name, w in GUIDED.items() for how in ("", f", guidance {w}")),
                "vae", "vqvae", "digits", "noise"],
@@ -287,7 +287,7 @@ def table(known):
                 plus(s["class accuracy"], 100, 1, " %"), plus(s["Frechet distance"], 1, 1),
                 plus(s["precision"], 1, 3), plus(s["recall"], 1, 3),
                 f"{s['class balance']:.3f}" if "class balance" in s else "–"]
-            cells.append(f"{row['seconds of training']:.0f} s" if "seconds of training" in row else "")
+            cells.append(training(row) if "seconds of training" in row else "")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     lines += seeds_table(known)
@@ -296,7 +296,7 @@ def table(known):
         if row := known["rows"].get(name):
             memory, file = row["peak memory, MB"], ROOT / command(name).split()[0]
             lines.append(f"| {title(name)} | {row['parameters']:,} | {lines_of_code(file)} | "
-                         f"{row['seconds of training']:.0f} s | {duration(row['seconds for 64 samples'])} | "
+                         f"{training(row)} | {duration(row['seconds for 64 samples'])} | "
                          f"{f'{memory:,.0f} MB' if memory else '–'} |")
     lines += ["", "| sequences, exact | test set | −log p(x) | parameters | lines of code | training | drawn in | "
               "most memory |", "|" + "---|" * 8]
@@ -310,9 +310,14 @@ def table(known):
             drawn = (f"{row['seconds to sample']:.1f} s, 64 x 600 characters" if name == "char_rnn" else
                      f"{row['seconds to sample']:.1f} s, a second of sound")
             lines.append(f"| {title(name)} | {given[0]} | {given[1]} | {row['parameters']:,} | "
-                         f"{lines_of_code(ROOT / f'{name}.py')} | {row['seconds of training']:.0f} s | {drawn} | "
+                         f"{lines_of_code(ROOT / f'{name}.py')} | {training(row)} | {drawn} | "
                          f"{f'{memory:,.0f} MB' if memory else '–'} |")
     return "\n".join(lines) + "\n"
+
+
+def training(run):
+    """Seconds of training, and how many cores it had, from a row or a metrics.json."""
+    return f"{run['seconds of training']:,.0f} s{' on two cores' * ('2 threads' in run['device'])}"
 
 
 def seeds_table(known):

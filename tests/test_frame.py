@@ -168,7 +168,7 @@ def test_help_is_ascii_and_has_an_example(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(name).main(["--help"])
     out = capsys.readouterr().out
-    assert out.isascii() and f"usage: python {name}.py [--steps 1000" in out
+    assert out.isascii() and f"usage: {name}.py [--steps 1000" in out
     assert "--label-dropout" in out or name == "char_rnn"
 
 

@@ -167,11 +167,11 @@ def test_samples_are_of_the_class_asked_for_and_uniform_without():
 # Who sees which labels
 def test_labelled_digits_are_as_many_of_each_class_and_none_of_the_rest():
     y = torch.randint(10, (3000,), generator=torch.Generator().manual_seed(1))
-    known, rest = semi.choose(y, 10, 0)
+    known, rest = semi.split_labels(y, 10, 0)
     assert known.shape == (10, 10) and torch.equal(y[known], torch.arange(10)[:, None].expand(10, 10))
     assert torch.equal(torch.cat([known.flatten(), rest]).sort().values, torch.arange(3000))  # all, each once
-    again, _ = semi.choose(y, 10, 0)
-    other, _ = semi.choose(y, 10, 1)
+    again, _ = semi.split_labels(y, 10, 0)
+    other, _ = semi.split_labels(y, 10, 1)
     assert torch.equal(known, again) and not torch.equal(known, other)
     assert (known > 1500).any() and (known < 1500).any()  # from everywhere
 
@@ -187,7 +187,7 @@ def world(monkeypatch, tmp_path):
     x[:, 0, :3] = 0
     monkeypatch.setattr(semi, "mnist", lambda _: (x[:600].byte(), y[:600], x[600:].byte(), y[600:], "nothing"))
     monkeypatch.setattr(vae, "sample_quality", lambda *_: {})
-    seen = {"classifier": [], "alone": [], "encoder": []}
+    seen = {"classifier": [], "supervised": [], "encoder": []}
 
     class Watched(semi.M2):
         def __init__(self, *how):
@@ -213,13 +213,13 @@ def places(images, x):
 def test_both_classifiers_see_the_same_labelled_digits_and_the_rest_goes_to_one_of_them(world):
     x, y, seen, main = world
     main("--steps 6 --shift 0")
-    known, rest = semi.choose(y[:550], 2, 0)
+    known, rest = semi.split_labels(y[:550], 2, 0)
     known, rest = set(known.flatten().tolist()), set(rest.tolist())
-    assert len(seen["alone"]) == 6 and len(seen["classifier"]) == 12
+    assert len(seen["supervised"]) == 6 and len(seen["classifier"]) == 12
     labelled = [v for v in seen["classifier"] if len(v) == 20]
     others = [v for v in seen["classifier"] if len(v) == 8]
     assert len(labelled) == len(others) == 6
-    for a, b in zip(labelled, seen["alone"]):
+    for a, b in zip(labelled, seen["supervised"]):
         assert torch.equal(a, b) and places(a, x) == known
     assert places(torch.cat(others), x) <= rest
     images = torch.cat(seen["encoder"])[:, :784]  # after them, the class
@@ -230,8 +230,8 @@ def test_classifiers_see_shifted_digits_and_the_encoder_does_not(world):
     _, _, seen, main = world
     main("--steps 6")
     labelled = [v for v in seen["classifier"] if len(v) == 20]
-    assert all(torch.equal(a, b) for a, b in zip(labelled, seen["alone"]))
-    for name in ("alone", "classifier"):
+    assert all(torch.equal(a, b) for a, b in zip(labelled, seen["supervised"]))
+    for name in ("supervised", "classifier"):
         assert any(v[:, 0, :3].any() for v in seen[name])
     assert not torch.cat(seen["encoder"])[:, :3 * 28].any()
 
@@ -260,8 +260,8 @@ def test_the_gradient_of_u_in_q_grows_over_the_first_fifth_of_the_steps(world, m
 @slow
 def test_labels_of_the_other_digits_change_nothing(world, monkeypatch):
     x, y, _, main = world
-    chosen = semi.choose(y[:550], 2, 0)
-    monkeypatch.setattr(semi, "choose", lambda *_: chosen)
+    chosen = semi.split_labels(y[:550], 2, 0)
+    monkeypatch.setattr(semi, "split_labels", lambda *_: chosen)
     first = main("--steps 5")["state"]["model"]
     y[chosen[1]] = (y[chosen[1]] + 3) % 10
     second = main("--steps 5")["state"]["model"]
@@ -269,12 +269,12 @@ def test_labels_of_the_other_digits_change_nothing(world, monkeypatch):
     x[chosen[1]] = 255 - x[chosen[1]]  # but the digits themselves do, except to the other classifier
     third = main("--steps 5")["state"]["model"]
     for name, v in first.items():
-        assert torch.equal(v, third[name]) == name.startswith("alone."), name
+        assert torch.equal(v, third[name]) == name.startswith("supervised."), name
 
 
 def test_both_classifiers_start_from_the_same_weights():
     model = semi.M2(8, 3)
-    other = dict(model.alone.named_parameters())
+    other = dict(model.supervised.named_parameters())
     assert all(torch.equal(p, other[name]) and p is not other[name]
                for name, p in model.classifier.named_parameters())
 

@@ -78,16 +78,6 @@ def test_sampling_draws_the_pixels_that_the_plain_way_draws(name):
     assert torch.equal(symbols, plain)
 
 
-def test_guidance_changes_samples_and_its_default_is_none():
-    model = model_of("wavenet", scale=0.5)
-    draws = []
-    for w in (1.0, 3.0):
-        model.guidance = w
-        torch.manual_seed(1)
-        draws.append(model.sample(2, 3))
-    assert not torch.equal(*draws) and wavenet_pixels.PixelWaveNet.guidance == 1
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_an_untrained_model_gives_each_pixel_a_half(name):
     model = rnn_pixels.PixelRNN(8) if name == "rnn" else wavenet_pixels.PixelWaveNet(4, 2)
@@ -122,7 +112,7 @@ def test_figures_are_those_of_the_mixture_of_the_classes():
         (table.argmax(1) == y).float().mean().item())
 
 
-RUNS = {"rnn_pixels": "--hidden 8", "wavenet_pixels": "--channels 4 --layers 3 --guidance 2"}
+RUNS = {"rnn_pixels": "--hidden 8", "wavenet_pixels": "--channels 4 --layers 3"}
 
 
 def start(name, *arguments):
@@ -263,22 +253,22 @@ def test_every_table_of_a_walk_is_a_distribution_also_of_a_model_that_is_sure():
 
 
 def test_streams_read_what_a_single_reader_would():
-    """The tables of 3 streams are those of each part alone, from an empty state, by `forward`."""
+    """The tables of 3 streams are those of each stream alone, from an empty state, by `forward`."""
     model, N = language(dtype=torch.float64), 4001
     draw, rows = random.Random(3), {}
     x = [draw.randrange(model.K) for _ in range(N)]
 
-    def choose(place, table):
+    def code(place, table):
         rows[place] = table
         return x[place]
-    compression.walk(model, N, choose)
-    part = -(-N // 3)
+    compression.walk(model, N, code)
+    length = -(-N // 3)
     for stream in range(3):
-        symbols = torch.tensor([[model.K, *x[stream * part:(stream + 1) * part][:50]]])
+        symbols = torch.tensor([[model.K, *x[stream * length:(stream + 1) * length][:50]]])
         with torch.no_grad():
             p = model(symbols)[0][0].softmax(1)
         for t in range(50):
-            table = torch.tensor(rows[stream * part + t], dtype=torch.float64)
+            table = torch.tensor(rows[stream * length + t], dtype=torch.float64)
             assert torch.allclose(table.diff()[:-1] / 2**24, p[t].double(), atol=1e-5)
 
 

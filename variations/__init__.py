@@ -6,6 +6,7 @@ from pathlib import Path
 def start(main):
     """`main()` as a command: a fault ends in one sentence and status 2, Ctrl-C in status 130."""
     name = Path(sys.argv[0]).stem
+    sys.argv[0] = f"python -m variations.{name}"  # for --help
     try:
         main()
     except (OSError, FloatingPointError, UnicodeDecodeError) as error:

@@ -1,13 +1,14 @@
 """FSQ, finite scalar quantisation, on vqvae.py: no learned codebook (Mentzer et al. 2024, arXiv:2309.15505).
 
 What changes: the codebook. A code is a point of a fixed grid: d numbers (channels), of which number i has L_i
-levels, so that there are K = L_1 ⋯ L_d codes. A tanh bounds a number z of the encoder, which is then rounded:
+levels, so that there are K = L_1 ⋯ L_d codes. Each number z of the encoder is bounded, then rounded:
 
     f(z) = h tanh(z + artanh(s / h)) − s,           h = (L − 1) / 2,  s = 0 for odd L, 1/2 for even L
     e = (f(z) + sg(round f(z) − f(z))) / ⌊L/2⌋      where sg stops the gradient: ∂e/∂z = f′(z) / ⌊L/2⌋
 
-The levels of f are −⌊L/2⌋, …, ⌈L/2⌉ − 1. An even number of them cannot lie evenly about 0, so the offset s
-moves them; artanh(s / h) keeps f(0) = 0. For L = 2 that would be infinite.
+Rounded, f takes the L levels −⌊L/2⌋, …, ⌈L/2⌉ − 1. If L is even, these do not lie evenly about 0: s shifts
+the range of f by half a level to fit them, and artanh(s / h) keeps f(0) = 0. (L = 2 would need artanh 1 = ∞.
+The paper's code differs a little: tan for artanh, h smaller by 0.1 %.)
 
 Nothing of the grid is learned: no running means, no restarts of dead codes, and no commitment loss, as f(z)
 is never far from its code. Networks, prior and −ELBO are the chapter's, and −ELBO is now the whole loss; the
@@ -30,30 +31,30 @@ from vqvae import binarise, drop_labels, grid, independent_pixels
 SETTINGS = {key: vqvae.SETTINGS[key] for key in "steps batch_size lr hidden codes label_dropout".split()} | {
     "levels": ("8,4,4", "levels of each channel of a code, 3 or more; their product is K")}
 
-class Lattice(torch.nn.Module):
+class FSQ(torch.nn.Module):
     """All K codes of d channels, `entry` (K, d), in the place of the chapter's codebook."""
     def __init__(self, levels):
         super().__init__()
         self.K, L = math.prod(levels), torch.tensor(levels)
-        middle, digit = L // 2, torch.cartesian_prod(*map(torch.arange, levels)).view(self.K, -1)  # from 0
-        place = torch.tensor([math.prod(levels[i + 1:]) for i in range(len(levels))])  # the last runs fastest
-        parts = {"h": (L - 1) / 2, "s": (1 - L % 2) / 2, "middle": middle, "place": place}
-        for name, value in (parts | {"entry": (digit - middle) / middle}).items():
+        half_width, level = L // 2, torch.cartesian_prod(*map(torch.arange, levels)).view(self.K, -1)
+        basis = torch.tensor([math.prod(levels[i + 1:]) for i in range(len(levels))])  # the last runs fastest
+        parts = {"h": (L - 1) / 2, "s": (1 - L % 2) / 2, "half_width": half_width, "basis": basis}
+        for name, value in (parts | {"entry": (level - half_width) / half_width}).items():
             self.register_buffer(name, value)
 
     def bound(self, z):
         """f(z) / ⌊L/2⌋, in [−1, 1], of any numbers z (…, d)."""
-        return (self.h * (z + (self.s / self.h).atanh()).tanh() - self.s) / self.middle
+        return (self.h * (z + (self.s / self.h).atanh()).tanh() - self.s) / self.half_width
 
     def nearest(self, z_e):
         """The index (B, T) of the code to which bounded numbers z_e (B, T, d) are rounded."""
-        return (((z_e * self.middle).round().long() + self.middle) * self.place).sum(-1)
+        return (((z_e * self.half_width).round().long() + self.half_width) * self.basis).sum(-1)
 
 class FSQVAE(vqvae.VQVAE):
     """The chapter's model; its straight-through estimator now goes from the grid to the bounded z_e."""
     def __init__(self, hidden=500, codes=16, levels=(8, 4, 4), conditional=True):
         super().__init__(hidden, codes, math.prod(levels), len(levels), conditional)
-        self.codebook = Lattice(levels)
+        self.codebook = FSQ(levels)
 
     def encode(self, x, y=None):
         return self.codebook.bound(super().encode(x, y))
@@ -96,16 +97,16 @@ def main(argv=None):
             with torch.no_grad():
                 run.save(-model.elbo(x_valid, y_valid).mean().item(), samples)
     with torch.no_grad():
-        z_e, run.entries, report = model.encode(x_test, y_test), model.codebook.K, run.report
-    used = len(model.codebook.nearest(z_e).unique()) / run.entries
-    run.report = lambda results: report(results | {"share of the codes used": used})
-    vqvae.evaluate(run, model, x_test, y_test, x[:n], y[:n])  # reports the chapter's figures and this one
+        z_e, run.entries = model.encode(x_test, y_test), model.codebook.K
+    vqvae.evaluate(run, model, x_test, y_test, x[:n], y[:n])
     run.picture("levels.png", histograms(z_e, model.codebook))
 
 def histograms(z_e, codebook):
     """A figure of the bounded numbers z_e (B, T, d), a panel for each channel, and of its levels."""
     figure = Figure(figsize=(3 * z_e.shape[2] + 1, 3.2), layout="constrained")
-    figure.suptitle("what the encoder gives before rounding, test digits; lines: the levels", size=10)
+    used = len(codebook.nearest(z_e).unique())
+    figure.suptitle("what the encoder gives before rounding (lines: the levels); "
+                    f"{used} of {codebook.K} codes are used", size=10)
     for c, ax in enumerate(figure.subplots(1, z_e.shape[2], sharey=True, squeeze=False)[0]):
         values, levels = z_e[:, :, c].flatten().cpu(), codebook.entry[:, c].unique().cpu()
         ax.hist(values, 100, range=(-1, 1), weights=torch.full_like(values, 100 / len(values)), color="gray")

@@ -1,17 +1,17 @@
 """Latent diffusion on ddpm.py and vae.py (Rombach et al. 2022, arXiv:2112.10752; Vahdat, Kreis & Kautz 2021,
 arXiv:2106.05931; Wehenkel & Louppe 2021, arXiv:2106.15671).
 
-What changes: where the chain of ddpm.py runs. Stage one trains vae.py's model, without classes. Stage two
-freezes it and trains the chain on the latents z of digits, in place of their pixels:
+What changes: where the chain of ddpm.py runs. Stage one trains vae.py's model, without classes (its run is
+in out/latent_diffusion-vae). Stage two freezes it and trains the chain on latents z in place of pixels:
 
     p(x | y) = ∫ p(x | z) p(z | y) dz              the decoder of the VAE; the reverse chain
     z_0 = (z − m) / s,   z ~ q(z | x)              mean m and deviation s of z over all training digits
     ε̂(z_t, t, y) = √(1 − ᾱ_t) z_t + f(z_t, t, y)   f: a residual MLP, at first 0
 
-Without f, ε̂ is the best prediction for z_0 ~ N(0, I), the VAE's own prior. Why: digits fill only a part of
-N(0, I), and what a VAE decodes from elsewhere is no digit; the chain learns where each class lies. So the KL
-term may weigh less, β < 1, for sharper reconstructions. And 20 numbers cost less than 784 to sample. Stage
-one is a run of vae.py in out/latent_diffusion-vae; --resume goes on in either stage.
+The first term is the best prediction if z_0 ~ N(0, I); f learns the rest. It is the mixed score of Vahdat et
+al. without their learned weights of the two, 1 − α and α. Why: digits fill only a part of the VAE's prior,
+and what it decodes from elsewhere is no digit; the chain learns where each class lies. So the KL term may
+weigh less, β < 1: sharper reconstructions. And 20 numbers cost less than 784. --resume resumes either stage.
 
 Measured, 304 s and 273 s of training on one busy core: class accuracy 99.5 % (ddpm.py: 99.2 %), Fréchet
 distance 3.4 (2.1); 1,000 samples take 0.7 s, where ddpm.py takes 14.7 s beside it.
@@ -44,15 +44,17 @@ class Residual(nn.Sequential):
 class LatentDiffusion(DDPM):
     """p(x | y) by a trained VAE and a chain for its standardised latents z_0, (B, D, 1, 1)."""
     def __init__(self, channels=256, timesteps=1000, conditional=True, trained=None, x=None):
-        super().__init__(1, timesteps, conditional)
+        super().__init__(1, timesteps, conditional)  # its U-Net, of one channel, makes room for f
         self.vae, C = (trained or vae.VAE()).requires_grad_(False), channels
         self.D = D = self.vae.latent_dim
         blocks = (Residual(nn.LayerNorm(C), nn.Linear(C, C), nn.SiLU(), nn.Linear(C, C)) for _ in range(4))
         self.net = nn.Sequential(nn.Linear(D + 32 + 11, C), *blocks, nn.Linear(C, D, bias=False))  # f
         nn.init.zeros_(self.net[-1].weight)
-        mean, log_var = self.vae.encode(vae.binarise(torch.zeros(1, 784) if x is None else x, seed=2))
+        x = torch.zeros(1, 784) if x is None else x  # None: a checkpoint brings m and s
+        mean, log_var = self.vae.encode(vae.binarise(x, seed=2))
         self.register_buffer("m", mean.mean(0))
-        self.register_buffer("s", (mean.var(0, correction=0) + log_var.exp().mean(0)).sqrt())
+        variance = mean.var(0, correction=0) + log_var.exp().mean(0)  # of the means + mean of the variances
+        self.register_buffer("s", variance.sqrt())
 
     def encode(self, x):
         """A draw of z_0 for digits x, 0 to 255. No gradient: the VAE is frozen."""
@@ -85,18 +87,18 @@ def evaluate(seconds, run, model, x, y, x_train, y_train):
     torch.manual_seed(1)
     names, digit = list("0123456789"), torch.arange(1000, device=x.device) % 10
     chapter = partial(ddim_sample, DDPM().to(x.device))  # untrained: its speed is the same
-    draw, plain = (partial(sample, model, steps=run.sampling_steps, w=w) for w in (run.guidance, 1))
+    draw, unguided_draw = (partial(sample, model, steps=run.sampling_steps, w=w) for w in (run.guidance, 1))
     results = {"seconds of stage one": seconds,
                "test -ELBO of the VAE, nats": -model.vae.elbo(vae.binarise(x, seed=1)).mean().item(),
                "seconds for 1,000 samples": timeit(lambda: draw(1000, digit).cpu(), number=1),
                "seconds for 1,000 samples, ddpm.py": timeit(lambda: chapter(1000, digit).cpu(), number=1)}
-    guided, unguided = (sample_quality(sampler, x_train, y_train, y) for sampler in (draw, plain))
+    guided, unguided = (sample_quality(sampler, x_train, y_train, y) for sampler in (draw, unguided_draw))
     run.report(results | guided | {f"unguided: {name}": value for name, value in unguided.items()})
     run.picture("samples.png", grid(draw(100, digit[:100]), "samples of each class", names))
-    x = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first of each class
+    x = torch.stack([x[y == d][0] for d in range(10)])  # the first of each class
     rows = torch.cat([x / 255, *(model.decode(model.encode(x)) for _ in range(3))])
     run.picture("reconstructions.png", grid(rows, "three z ~ q(z | x), decoded", names, list("x123")))
-    z = torch.randn(10, model.D, 1, 1, device=x.device)  # decoded at once, a sample of the VAE's own
+    z = torch.randn(10, model.D, 1, 1, device=x.device)  # decoded at once, it would be a draw of N(m, s²)
     run.picture("chain.gif", *(grid(model.decode(z), f"z_t decoded, t = {t}", names)
                                for t, z, _ in ddpm.ddim(model, z, digit[:10], 100, run.guidance)))
 
@@ -105,10 +107,10 @@ def main(argv=None):
     run = ddpm.Run(argv)
     path = Path(run.vae or f"{run.out}-vae/model.pt")
     if not run.vae:
-        new = [f"--steps={run.vae_steps}", f"--beta={run.beta}", "--label-dropout=1", f"--seed={run.seed}"]
-        new = ["--resume"] if run.resume and path.exists() else [*new, f"--stand-in={run.stand_in}"]
-        vae.evaluate = lambda first, *_: sys.exit(130) if first.stopped else None  # Ctrl-C ends both stages
-        vae.main([*new, f"--out={path.parent}", f"--device={run.device}"])
+        flags = [f"--steps={run.vae_steps}", f"--beta={run.beta}", "--label-dropout=1", f"--seed={run.seed}"]
+        flags = ["--resume"] if run.resume and path.exists() else [*flags, f"--stand-in={run.stand_in}"]
+        vae.evaluate = lambda vae_run, *_: sys.exit(130) if vae_run.stopped else None  # Ctrl-C: no stage two
+        vae.main([*flags, f"--out={path.parent}", f"--device={run.device}"])
     x = mnist(run.stand_in)[0]
     ddpm.DDPM = partial(LatentDiffusion, trained=vae.load(path), x=x[:len(x) * 11 // 12])
     ddpm.evaluate = partial(evaluate, vae.read_checkpoint(path)["seconds"])

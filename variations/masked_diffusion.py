@@ -5,12 +5,12 @@ What changes: the order. The chapter draws tokens from the first to the last. He
 each token by [MASK] with probability t: at t = 0 it leaves the digit, at t = 1 masks alone. The transformer,
 without the causal mask, sees what is left, x_t, and predicts every masked token. The bound:
 
-    −log p(x | y) ≤ E_t [ 1/t Σ_{i masked} −log p(x_i | x_t, y) ],        t ~ U(0, 1)
-                  = E_m [ T/m Σ_{i masked} −log p(x_i | x_t, y) ],        m ~ U{1, …, T} tokens masked
+    −log p(x | y) ≤ E [ 1/t Σ_{i masked} −log p(x_i | x_t, y) ]     t ~ U(0, 1); each token masked or not
+                  = E [ T/m Σ_{i masked} −log p(x_i | x_t, y) ]     m ~ U{1, …, T}; any m tokens masked
 
-Training draws the second form, whose variance is lower, with the counts m spread evenly over the batch. It is
-also the NLL of an autoregressive model, averaged over all orders of the tokens (Hoogeboom et al. 2022,
-arXiv:2110.02037). The share of masks in x_t tells t: the network needs no other input for it.
+Training draws the second form, whose variance is lower, with m spread evenly over the batch (low-discrepancy
+sampler, Kingma et al. 2021, arXiv:2107.00630). The bound is also the NLL of an autoregressive model, averaged
+over all orders (Hoogeboom et al. 2022, arXiv:2110.02037). The share of masks in x_t tells the network t.
 
 Sampling: from masks alone, in a random order, S steps of T/S tokens, each drawn from p(x_i | x_t, y). S = T
 is any-order autoregression, exactly; with fewer steps, the tokens of one step are drawn as if independent.
@@ -59,15 +59,15 @@ class MaskedDiffusion(transformer_ar.Transformer):
         B, T = tokens.shape
         start, row = torch.randint(T, (1,), device=x.device), torch.arange(B, device=x.device)
         m = (start + row * T // B) % T + 1  # each uniform on 1, …, T, together evenly spread
-        masked = torch.rand(B, T, device=x.device).argsort(1) < m[:, None]  # any m places
+        masked = torch.rand(B, T, device=x.device).argsort(1) < m[:, None]  # m random places in each row
         logits = self(tokens.masked_fill(masked, self.K), y.repeat(draws))
         nll = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")  # (B, T)
         return -(T / m * (nll * masked).sum(1)).view(draws, -1).mean(0)
 
     @torch.no_grad()
     def sample(self, n, y=None, guidance=1.0, steps=28, given=None, frames=None):
-        """n binary images (n, 1, 28, 28); y and guidance as in the chapter. `given` (n, T) are tokens, [MASK]
-        where they are to be drawn; the list `frames` collects the tokens after each step."""
+        """n binary images (n, 1, 28, 28) in a random order, cut into steps; y, guidance as in the chapter.
+        `given` (n, T) are tokens, [MASK] where to draw; the list `frames` collects tokens after each step."""
         y, steps = self.labels(y, n), min(steps, self.T)
         y = y if guidance == 1 else torch.cat([y, torch.full_like(y, NULL)])
         tokens = torch.full((n, self.T), self.K, device=y.device) if given is None else given.clone()
@@ -82,14 +82,14 @@ class MaskedDiffusion(transformer_ar.Transformer):
         return to_images(tokens, self.patch)
 
 def show(tokens, model):
-    """Tokens (B, T) as images (B, 1, 28, 28), [MASK] in grey."""
+    """Tokens (B, T) as images, [MASK] in grey: K itself becomes an empty patch, K − 1 would be a full one."""
     return to_images(tokens, model.patch) + to_images((tokens == model.K) * (model.K - 1), model.patch) / 2
 
 @torch.no_grad()
 def evaluate(run, model, x, y, x_train, y_train):
     torch.manual_seed(1)
     S, digit, names, frames = run.sampling_steps, torch.arange(10, device=x.device), list("0123456789"), []
-    sample, digits = run.autocast()(partial(model.sample, steps=S)), digit.repeat(10)
+    sample, digits = run.autocast()(partial(model.sample, steps=S)), digit.repeat(10)  # in bfloat16 if fast
     bound = torch.cat([-model.log_prob(*part) for part in zip(x.split(100), y.split(100))])
     null = torch.cat([-model.log_prob(part, draws=4) for part in x[::10].split(25)])
     run.report({"test −ELBO, conditional, nats": bound.mean().item(),
@@ -106,7 +106,7 @@ def evaluate(run, model, x, y, x_train, y_train):
         found = y_train[torch.cdist(images.flatten(1), near).argmin(1)] == digits
         rows, labels = [*rows, images[:20]], [*labels, f"S = {steps}, w = {w}", f"{found.sum()} % correct"]
     run.picture("steps.png", grid(torch.cat(rows), "20 of 100 samples in S steps, guidance w", names, labels))
-    first = x[torch.stack([(y == d).nonzero()[0, 0] for d in digit])]  # the first test digit of each class
+    first = torch.stack([x[y == d][0] for d in digit])  # the first test digit of each class
     given = to_tokens(first, model.patch).index_fill(1, torch.arange(model.T // 2, device=x.device), model.K)
     rows = torch.cat([first, show(given, model), *(sample(10, digit, given=given) for _ in range(4))])
     run.picture("inpainting.png", grid(rows, "upper halves drawn four times", names, ["x", "given", *"1234"]))

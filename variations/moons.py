@@ -30,29 +30,30 @@ SETTINGS = {"steps": (4000, "optimiser steps", 1, 10**9), "batch_size": (256, "p
 SIGMA = 0.08  # how far points lie from their half circle
 
 class Flow(nn.Module):
-    """p(x) of points x (B, 2). `start` leaves out the couplings before it: a stage after p_Z."""
+    """p(x) of points x (B, 2). Without the first `skip` couplings: the density of what these would hand on,
+    a stage between p(x) and p_Z."""
     def __init__(self, channels=32, couplings=12):
         super().__init__()
-        masks = [[1, 0], [0, 1]] * couplings
-        self.layers = nn.ModuleList(realnvp.Coupling(mask, 1, channels) for mask in masks[:couplings])
-        self.register_buffer("null", torch.tensor(realnvp.NULL), persistent=False)
+        masks = [1, 0], [0, 1]  # x₁ and x₂ pass in turn
+        self.layers = nn.ModuleList(realnvp.Coupling(masks[k % 2], 1, channels) for k in range(couplings))
+        self.register_buffer("null", torch.tensor(realnvp.NULL), persistent=False)  # points have no class
 
-    def forward(self, x, start=0):
+    def forward(self, x, skip=0):
         """z (B, 2) and log |det ∂z/∂x| (B,)."""
         x, log_det = x[:, :, None, None], x.new_zeros(len(x))
-        for layer in self.layers[start:]:
+        for layer in self.layers[skip:]:
             x, change = layer(x, self.null.expand(len(x)))
             log_det = log_det + change
         return x.flatten(1), log_det
 
-    def inverse(self, z, start=0):
+    def inverse(self, z, skip=0):
         x = z[:, :, None, None]
-        for layer in reversed(self.layers[start:]):
+        for layer in reversed(self.layers[skip:]):
             x = layer.inverse(x, self.null.expand(len(x)))
         return x.flatten(1)
 
-    def log_prob(self, x, start=0):
-        z, log_det = self(x, start)
+    def log_prob(self, x, skip=0):
+        z, log_det = self(x, skip)
         return -z.square().sum(1) / 2 - math.log(2 * math.pi) + log_det
 
 def half_circle(t):
@@ -102,15 +103,15 @@ def main(argv=None):
     run.picture("layers.gif", *frames, *[frames[-1]] * 4)
 
 @torch.no_grad()
-def plane(model, title, start=0, side=120, edge=2.2):
+def plane(model, title, skip=0, side=120, edge=2.2):
     """A figure of a stage's density, and of 1,000 samples, the colour of each its z₁."""
     line = torch.linspace(-edge, edge, side, device=model.null.device)
     places = torch.stack(torch.meshgrid(line, line, indexing="xy"), 2).view(-1, 2)
     z = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).to(line)
     ax = Figure(figsize=(4.5, 4.7), layout="constrained").subplots()
-    p = model.log_prob(places, start).exp().view(side, side).cpu()
+    p = model.log_prob(places, skip).exp().view(side, side).cpu()
     ax.imshow(p, cmap="Greys", vmin=0, origin="lower", extent=(-edge, edge, -edge, edge))
-    ax.scatter(*model.inverse(z, start).T.cpu(), s=2, c=z[:, 0].cpu(), cmap="coolwarm")
+    ax.scatter(*model.inverse(z, skip).T.cpu(), s=2, c=z[:, 0].cpu(), cmap="coolwarm")
     ax.set(title=title, xlabel="x₁", ylabel="x₂", xlim=(-edge, edge), ylim=(-edge, edge))
     return ax.figure
 

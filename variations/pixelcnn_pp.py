@@ -1,13 +1,14 @@
 """PixelCNN++ on gated_pixelcnn.py: 8-bit grey digits (Salimans et al. 2017, arXiv:1701.05517).
 
 What changes: the last layer. A pixel x_i has 256 levels in [−1, 1], 2/255 apart. A softmax (--levels softmax;
-van den Oord et al. 2016, arXiv:1601.06759) has to learn from data that 100 is near 101. Instead, a pixel gets
-a mixture of ten logistic distributions, and the probability of a level is what falls into its bin:
+van den Oord et al. 2016, arXiv:1601.06759) has to learn from data that 100 is near 101. The discretised
+logistic mixture likelihood (eqs. 1, 2) gives a level what ten logistic distributions have in its bin:
 
     p(x_i | x_1, …, x_{i−1}, y) = Σ_j w_j [σ((x_i + 1/255 − μ_j) / s_j) − σ((x_i − 1/255 − μ_j) / s_j)]
 
 The bins of 0 and 255 reach to −∞ and ∞, so that all 256 sum to 1. Sampling: draw j by w, then
-x = μ_j + s_j logit(u), rounded to a level. Why: grey digits with an exact NLL; realnvp.py has a bound.
+x = μ_j + s_j logit(u), rounded to a level. The paper's down-sampling, shortcuts and dropout are left out.
+Why: grey digits with an exact NLL; realnvp.py has a bound.
 
 Measured, 14,000 steps, 1,117 s on one busy core, with --levels softmax: 1.043 bits/dim given the class, 1.054
 under the null label, class accuracy 71.4 %. The mixture, in an earlier run of 5,000 steps: 1.100.
@@ -46,7 +47,7 @@ class GreyPixelCNN(gated_pixelcnn.GatedPixelCNN):
         low, high = ((2 * x - 1 + side / 255 - mean) / s for side in (-1, 1))
         low, high = low.masked_fill(x == 0, -math.inf), high.masked_fill(x == 1, math.inf)
         bins = F.logsigmoid(high) + F.logsigmoid(-low) + (-(low - high).expm1()).log()
-        return (log_w + bins).logsumexp(1)  # bins: log(σ(high) − σ(low)), factored
+        return (log_w + bins).logsumexp(1)  # bins: log(σ(b) − σ(a)) = log σ(b) + log σ(−a) + log(1 − e^(a−b))
 
     def log_prob(self, x, y=None):
         return self.log_factors(self(x, y), x).flatten(1).sum(1)
@@ -83,7 +84,6 @@ def main(argv=None):
     x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
     n = len(x) * 11 // 12  # the last twelfth is for validation
     run.baselines = {"independent pixels, bits/dim": independent_pixels(x[:n], x_test)}
-
     torch.manual_seed(run.seed)
     model = GreyPixelCNN(run.channels, run.layers, run.label_dropout < 1, run.levels)
     model.to(run.device, memory_format=torch.channels_last)

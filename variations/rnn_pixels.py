@@ -6,10 +6,11 @@ the beginning and class 10 is the null label (label dropout as in made.py).
 
     log p(x | y) = Σ_i log p(x_i | x_1, …, x_{i−1}, y)        the chain rule; x_i is a pixel
 
-Why: the network does not know that the pixel above is 28 symbols ago. What made.py has in its inputs and
-pixelcnn.py in its filters, a state has to carry over 28 steps. A digit is short enough to back-propagate
-through all of it: nothing is truncated, no state carried on to the next step. The NLLs, given the class or
-marginal over the classes, of Σ_y p(x | y) / 10, are exact, over every 20th test digit.
+Why: to see what a state can hold. made.py is given all earlier pixels, pixelcnn.py those nearby, above as
+well as to the left; here the pixel above was read 28 symbols ago, and the state has to remember it. A digit
+is short enough to back-propagate through all of it: nothing is truncated, no state is carried on to the next
+step. Both NLLs, given the class and marginal over the classes, −log Σ_y p(x | y) / 10, are exact; every 20th
+test digit.
 
 Papers: MNIST pixel by pixel in an RNN, Le, Jaitly & Hinton 2015 (arXiv:1504.00941); LSTMs along the rows of
 an image, PixelRNN, van den Oord et al. 2016 (arXiv:1601.06759).

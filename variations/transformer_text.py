@@ -6,11 +6,12 @@ the chapter's. For longer samples, the last half of a window begins the next (`c
 
 Why: to compare with char_rnn.py. An LSTM carries all that it has read in a state of fixed size; here the last
 T characters are each within reach, no earlier one; context.png shows how much they help. One book is little
-data: hence dropout of what attention and MLP add, and char_rnn.py's weight decay and clipping.
+data: hence residual dropout, and char_rnn.py's weight decay and clipping.
 
-Protocol, nanoGPT's: the last tenth of the text is the test, windows of 256 side by side, nats per character;
-the first character of each, which has no context, is left out. A second figure scores only characters with at
-least T / 2 others before them. Of the first nine tenths, the last ninetieth is for validation.
+Protocol: the last tenth of the text is the test, as in nanoGPT; nats per character over windows of 256 side
+by side, without the first character of each, which has no context. (nanoGPT averages random windows, its CPU
+run windows of 64; char_rnn.py reads 16 long streams.) The next characters of a window have little context; a
+second figure takes only those with T / 2 or more before them. Validation: a hundredth, just before the test.
 Papers: Radford et al. 2019 (GPT-2); github.com/karpathy/nanoGPT, config train_shakespeare_char.
 
 Measured, 746 s of training on one busy core: 1.566 nats/char, and 1.558 with at least 128 characters of
@@ -33,12 +34,11 @@ SETTINGS = {key: transformer_ar.SETTINGS[key] for key in ("lr", "width", "layers
     "steps": (4000, "optimiser steps", 1, 10**9),
     "batch_size": (16, "windows per step", 1, 10**6),
     "length": (256, "T, characters of a window", 2, 10**5),
-    "dropout": (0.1, "dropout of what a layer adds", 0, 0.99),
+    "dropout": (0.1, "residual dropout: of what attention and MLP add", 0, 0.99),
     "text": ("", "a UTF-8 file of your own instead of tiny Shakespeare")}
-AS_THEY_ARE = {name: lambda x, patch: x for name in ("to_tokens", "to_images")}
 
 class TextTransformer(transformer_ar.Transformer):
-    """p(x) of windows x (B, T) of symbols; characters (K,) are their Unicode numbers."""
+    """p(x) of windows x (B, T) of symbols, the tokens; characters (K,) are their Unicode numbers."""
     spell = CharRNN.spell
     def __init__(self, characters, length=256, width=128, layers=4, heads=2, dropout=0.0):
         super().__init__(width, layers, heads, conditional=False)
@@ -65,14 +65,14 @@ class TextTransformer(transformer_ar.Transformer):
         return x[0, :length]
 
     @torch.no_grad()
-    def surprise(self, x, stride):
+    def surprisal(self, x, stride):
         """−log p of each character, nats (windows, T), of a text x (N,) in windows `stride` apart."""
         return torch.cat([F.cross_entropy(self(window).transpose(1, 2), window, reduction="none")
                           for window in x.unfold(0, self.T, stride).split(64)])
 
 def main(argv=None):
-    vars(transformer_ar).update(  # for Run; for `log_prob` and `sample`, symbols stay symbols
-        NAME="transformer_text", LOSS="NLL, nats/char", ITEMS="windows", SETTINGS=SETTINGS, **AS_THEY_ARE)
+    vars(transformer_ar).update(NAME="transformer_text", LOSS="NLL, nats/char", ITEMS="windows",  # for Run
+                                SETTINGS=SETTINGS, to_tokens=lambda x, patch: x, to_images=lambda x, patch: x)
     run = transformer_ar.Run(argv)
     x, characters, run.source = text(run.text or None, run.stand_in, ids=True)
     if len(x) < (least := 100 * run.length + 100):
@@ -91,9 +91,9 @@ def main(argv=None):
         optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
     offset = torch.arange(run.length, device=run.device)
     for step in run.loop(model=model, optimizer=optimizer, schedule=schedule):
-        start = torch.randint(len(x) - run.length + 1, (run.batch_size, 1), device=run.device)
+        first = torch.randint(len(x) - run.length + 1, (run.batch_size, 1), device=run.device)
         with run.autocast():
-            loss = -model.log_prob(x[start + offset]).mean() / run.length
+            loss = -model.log_prob(x[first + offset]).mean() / run.length
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1)
@@ -101,18 +101,18 @@ def main(argv=None):
         schedule.step()
         if run.log(loss):  # a status line; True every 20 s and at the end
             model.eval()
-            validation = model.surprise(x_valid, run.length)[:, 1:].mean().item()
+            validation = model.surprisal(x_valid, run.length)[:, 1:].mean().item()
             run.save(validation, page(model.spell(model.continued(600)), f"a sample after {step:,} steps"))
             model.train()
     torch.manual_seed(1)
-    T, apart = run.length, model.eval().surprise(x_test[:1_000_000], run.length)
-    loss, late = apart[:, 1:].mean().item(), model.surprise(x_test[:1_000_000], T // 2)[:, -(T // 2):]
+    T, surprisal = run.length, model.eval().surprisal(x_test[:1_000_000], run.length)
+    loss, late = surprisal[:, 1:].mean().item(), model.surprisal(x_test[:1_000_000], T // 2)[:, -(T // 2):]
     run.report({"test NLL, nats/char": loss, "test NLL, bits/char": loss / math.log(2),
                 f"test NLL, nats/char, after {T - T // 2} or more characters": late.mean().item()})
     run.picture("samples.png", page(model.spell(model.continued(800)), "a sample"))
     ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-    edges = [2**k for k in range(T.bit_length()) if 2**k < T] + [T]  # means over 1, 2 to 3, 4 to 7, …
-    ax.semilogx(edges[:-1], [apart[:, a:b].mean().item() for a, b in zip(edges, edges[1:])], "o-", base=2)
+    edges = [2**k for k in range(T.bit_length()) if 2**k < T] + [T]  # 1 character before, 2 to 3, 4 to 7, …
+    ax.semilogx(edges[:-1], [surprisal[:, a:b].mean().item() for a, b in zip(edges, edges[1:])], "o-", base=2)
     ax.set(title="how much context helps", xlabel="characters before (to twice as many)", ylabel="nats/char")
     run.picture("context.png", ax.figure)
 

@@ -2,14 +2,14 @@
 
 What changes: the symbols. Of the 256 levels of sound two are left, 0 and 1, the values of a pixel, so the
 last layer has two logits; and a clip's 32 ticks of time become the 28 rows of the image. The digit y that was
-spoken is now the digit that is drawn. Layers, queues, label dropout and guidance are the chapter's.
+spoken is now the digit that is drawn. Layers, queues and label dropout are the chapter's.
 
     log p(x | y) = Σ_i log p(x_i | x_1, …, x_{i−1}, y)        the chain rule; x_i is a pixel
 
 Why: to this network an image is a line. Ten layers, of dilations 1 to 512, reach all 784 pixels, but the
-pixel above is 28 ago, a path of steps 16 + 8 + 4. pixelcnn.py has that pixel in its filters, rnn_pixels.py
-has to carry it in a state. The NLLs, given the class or marginal over the classes, of Σ_y p(x | y) / 10, are
-exact, over every 20th test digit.
+pixel above is 28 ago: one by the shift of the input, 27 = 16 + 8 + 2 + 1 by dilations. pixelcnn.py has that
+pixel in its filters; rnn_pixels.py has to remember it. Both NLLs, given the class and marginal over the
+classes, −log Σ_y p(x | y) / 10, are exact; every 20th test digit.
 
 Papers: WaveNet, van den Oord et al. 2016 (arXiv:1609.03499); its gate comes from images, Gated PixelCNN, van
 den Oord et al. 2016 (arXiv:1606.05328).
@@ -34,14 +34,13 @@ SETTINGS = {
     "channels": wavenet.SETTINGS["channels"],
     "layers": (10, "layers in a stack, their dilations 1, 2, 4, ...", 1, 20),
     "stacks": wavenet.SETTINGS["stacks"],
-    "guidance": (1.0, "weight w of guidance in the pictures' samples; 1 is p(x | y)", 0, 100),
     "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
     "stride": (20, "of the test and validation digits, take each so-many-th", 1, 10**4),
 }
 
 class PixelWaveNet(wavenet.WaveNet):
     """p(x | y), the product over pixels: a WaveNet of two levels, whose ticks are the rows."""
-    TICKS, guidance = 28, 1.0
+    TICKS = 28
 
     def __init__(self, channels=64, layers=10, stacks=1, conditional=True):
         super().__init__(channels, layers, stacks, 0, conditional)  # reads levels 0, 1 and the beginning, 256
@@ -55,7 +54,7 @@ class PixelWaveNet(wavenet.WaveNet):
 
     def sample(self, n, y=None):
         """n binary images (n, 1, 28, 28), a column of the network a pixel; y: None (drawn) or classes."""
-        sound = super().sample(n, y, length=784, guidance=self.guidance)
+        sound = super().sample(n, y, length=784)
         return wavenet.compand(sound).float().view(n, 1, 28, 28)  # back to levels, which are 0 and 1
 
 def main(argv=None):
@@ -70,7 +69,6 @@ def main(argv=None):
 
     torch.manual_seed(run.seed)
     model = PixelWaveNet(run.channels, run.layers, run.stacks, run.label_dropout < 1).to(run.device)
-    model.guidance = run.guidance
     optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
