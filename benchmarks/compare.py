@@ -357,7 +357,8 @@ def annotate(ax, points, names):
     crowd, taken = torch.cdist(places, places).fill_diagonal_(math.inf).min(1).values, []
     for i in crowd.argsort().tolist():
         tried = []
-        for dx, dy in ((6, 5), (-6, 5), (6, -5), (-6, -5), (0, 8), (0, -8), (8, 0), (-8, 0), (6, 18), (-6, -18)):
+        for dx, dy in ((6, 5), (-6, 5), (6, -5), (-6, -5), (0, 8), (0, -8), (8, 0), (-8, 0), (6, 18), (-6, -18),
+                       (9, 11), (9, -11), (-9, 11), (-9, -11)):
             text = ax.annotate(names[i], points[i], xytext=(dx, dy), textcoords="offset points", size=9, zorder=5,
                                ha={1: "left", 0: "center", -1: "right"}[(dx > 0) - (dx < 0)],
                                va={1: "bottom", 0: "center", -1: "top"}[(dy > 0) - (dy < 0)])
@@ -366,7 +367,7 @@ def annotate(ax, points, names):
             off = (low - places).clamp(min=0) + (places - high).clamp(min=0)  # from each point to the box, (N, 2)
             off = off.norm(dim=1)
             outside = not (room.x0 < box.x0 and box.x1 < room.x1 and room.y0 < box.y0 and box.y1 < room.y1)
-            cost = 10 * outside + sum(box.overlaps(other) for other in taken) + (off < 6).sum() + (
+            cost = 10 * outside + 3 * sum(box.overlaps(other) for other in taken) + (off < 6).sum() + (
                 off < off[i]).sum() - (off[i] < 6).long()
             tried.append((float(cost), len(tried), text, box))
             text.set_visible(False)
@@ -418,7 +419,7 @@ def figure(known):
                 right.errorbar(seconds, distance, half, fmt="o", color=color, ecolor="#d0d0d0")
                 points.append((seconds, distance))
                 shown.append(name)
-        ax.margins(0.1)
+        ax.margins(0.25, 0.1)
         ax.set(xlabel="recall: real digits within the samples' region", ylabel="precision: samples within the digits'",
                title=f"{protocol.capitalize()} samples: up is sharp, right is varied")
         annotate(ax, here, ["real digits" if n == "digits" else n.replace("temperature", "T =") for n in names])
