@@ -259,6 +259,7 @@ def main(argv=None):
                  for name in BINARY}
     commands |= {name: f"-m variations.{name}" for name in later.IDEAS if name != "compression"}
     commands["pixelcnn_pp-softmax"] = "-m variations.pixelcnn_pp --levels softmax --out out/pixelcnn_pp-softmax"
+    commands["fsq-codes16"] = "-m variations.fsq --codes 16 --out out/fsq-codes16"
     missing = [name for name in commands if not (out / name / "metrics.json").exists()]
     for name in missing:
         print(f"{name}: no run in out/{name}; `python {commands[name]}` makes it. What it gave before stays")

@@ -11,12 +11,14 @@ the range of f by half a level to fit them, and artanh(s / h) keeps f(0) = 0. (L
 The paper's code differs a little: tan for artanh, h smaller by 0.1 %.)
 
 Nothing of the grid is learned: no running means, no restarts of dead codes, and no commitment loss, as f(z)
-is never far from its code. Networks, prior and −ELBO are the chapter's, and −ELBO is now the whole loss; the
-decoder's input is smaller, T d numbers in [−1, 1], and its last bias starts at the mean digit. From 0, all
-codes would first be pushed the same way, to paint the background, to where the tanh is flat, and stay there.
-Why: a large learned codebook is hard to keep in use; in the paper, grids of all sizes are used nearly whole.
-The default is the chapter's K, 8 · 4 · 4 = 128; the paper advises L ≥ 5 (--levels 5,5,5: K = 125).
-Its effect beside the chapter is not yet measured.
+is never far from its code. Networks and prior are the chapter's, and −ELBO is the whole loss. The decoder's
+input is smaller, T d numbers in [−1, 1], and its last bias starts at the mean digit: from 0, all codes would
+first be pushed the same way, to paint the background, to where the tanh is flat, and stay there.
+Why: a large learned codebook is hard to keep in use; a grid is used nearly whole. But codes that are all used
+alike cost nearly log K each: the default has T = 8 for the chapter's 16, and its K, 8 · 4 · 4 (paper: L ≥ 5).
+Measured, 465 s of training on one busy core: −ELBO 93.80 nats given the class, 30.35 of them for the codes,
+perplexity 126.6 (vqvae.py: 96.79, 35.07, 97.8); with 16 codes 109.83, of them 53.91. Class accuracy X %,
+Fréchet distance Y (97.1 %, 1.5).
 """
 import math
 
@@ -28,7 +30,8 @@ from data import mnist
 from variations import start
 from vqvae import binarise, drop_labels, grid, independent_pixels
 
-SETTINGS = {key: vqvae.SETTINGS[key] for key in "steps batch_size lr hidden codes label_dropout".split()} | {
+SETTINGS = {key: vqvae.SETTINGS[key] for key in "steps batch_size lr hidden label_dropout".split()} | {
+    "codes": (8, "T, codes of an image", 1, 1000),
     "levels": ("8,4,4", "levels of each channel of a code, 3 or more; their product is K")}
 
 class FSQ(torch.nn.Module):
@@ -52,7 +55,7 @@ class FSQ(torch.nn.Module):
 
 class FSQVAE(vqvae.VQVAE):
     """The chapter's model; its straight-through estimator now goes from the grid to the bounded z_e."""
-    def __init__(self, hidden=500, codes=16, levels=(8, 4, 4), conditional=True):
+    def __init__(self, hidden=500, codes=8, levels=(8, 4, 4), conditional=True):
         super().__init__(hidden, codes, math.prod(levels), len(levels), conditional)
         self.codebook = FSQ(levels)
 
@@ -74,7 +77,6 @@ def main(argv=None):
     n = len(x) * 11 // 12  # the last twelfth is for validation
     x_valid, y_valid, x_test = binarise(x[n:], seed=0), y[n:], binarise(x_test, seed=1)
     run.baselines = {"independent pixels": independent_pixels(x[:n], x_test)}
-
     torch.manual_seed(run.seed)
     model = FSQVAE(run.hidden, run.codes, levels, run.label_dropout < 1).to(run.device)
     mean = (x[:n].float().mean(0).flatten() / 255).clamp(0.01, 0.99)

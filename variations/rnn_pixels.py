@@ -1,8 +1,8 @@
 """char_rnn.py on images: the LSTM reads a binary MNIST digit pixel by pixel, row by row, 784 symbols long.
 
 What changes: the symbols. A text's characters become the two values of a pixel, and every symbol that is read
-carries the class y of the digit: the embedding has a row for each pair (symbol, class), where symbol 2 marks
-the beginning and class 10 is the null label (label dropout as in made.py).
+carries the class y of the digit and the column of the next pixel: the embedding has a row for each triple
+(symbol, class, column). Symbol 2 marks the beginning, class 10 is the null label (as in made.py).
 
     log p(x | y) = Σ_i log p(x_i | x_1, …, x_{i−1}, y)        the chain rule; x_i is a pixel
 
@@ -29,8 +29,8 @@ from made import MADE, NULL, binarise, drop_labels, grid, independent_pixels
 from variations import start
 
 SETTINGS = {
-    "steps": (800, "optimiser steps", 1, 10**9),
-    "batch_size": (64, "digits per step", 1, 10**6),
+    "steps": (3200, "optimiser steps", 1, 10**9),
+    "batch_size": (16, "digits per step", 1, 10**6),
     "lr": char_rnn.SETTINGS["lr"],
     "hidden": (256, "units of a layer, each with a cell", 1, 10**5),
     "layers": (1, "LSTM layers", 1, 100),
@@ -40,17 +40,18 @@ SETTINGS = {
 }
 
 class PixelRNN(char_rnn.CharRNN):
-    """p(x | y), the product over pixels; what `forward` and `step` read is 3 y + symbol."""
+    """p(x | y), the product over pixels; `forward` and `step` read 33 column + 3 y + symbol."""
     labels = MADE.labels  # y as (n,) classes; None draws them
 
     def __init__(self, hidden=256, layers=1, dropout=0.0, conditional=True):
         super().__init__(torch.tensor([ord("0"), ord("1")]), hidden, layers, dropout)
-        self.embed, self.conditional = nn.Embedding(3 * 11, 64), conditional
+        self.embed, self.conditional = nn.Embedding(28 * 33, 64), conditional
 
     def log_prob(self, x, y=None):
         """log p(x | y) of binary images x (B, 1, 28, 28), exact: nats (B,). y: None (null) or classes."""
         x, y = x.flatten(1).long(), self.labels(NULL if y is None else y, len(x))
-        logits, _ = self(F.pad(x[:, :-1], (1, 0), value=2) + 3 * y[:, None])
+        column = torch.arange(x.shape[1], device=x.device) % 28
+        logits, _ = self(F.pad(x[:, :-1], (1, 0), value=2) + 3 * y[:, None] + 33 * column)
         return -F.cross_entropy(logits.transpose(1, 2), x, reduction="none").sum(1)
 
     @torch.no_grad()
@@ -58,8 +59,8 @@ class PixelRNN(char_rnn.CharRNN):
         """n binary images (n, 1, 28, 28), one step of the LSTM a pixel; y: None (drawn), a class or (n,)."""
         y, x, state = self.labels(y, n), [], self.empty_state(n)
         symbol = torch.full_like(y, 2)
-        for _ in range(784):
-            logits, state = self.step(symbol + 3 * y, state)
+        for i in range(784):
+            logits, state = self.step(symbol + 3 * y + 33 * (i % 28), state)
             symbol = torch.multinomial(logits.softmax(1), 1)[:, 0]
             x.append(symbol)
         return torch.stack(x, 1).float().view(n, 1, 28, 28)
