@@ -175,7 +175,7 @@ def main(argv=None):
     torch.manual_seed(run.seed)
     model = DDPM(run.channels, run.timesteps, run.label_dropout < 1)
     model.to(run.device, memory_format=torch.channels_last)  # how convolutions are fastest
-    run.baselines = {"untrained, noise prediction error": model.loss(x[:1000] / 127.5 - 1).item()}
+    run.baselines = {f"untrained, {LOSS}": model.loss(x[:1000] / 127.5 - 1).item()}
     decay = max(0.0, 1 - 10 / run.steps)  # the EMA of the weights looks back over a tenth of the run
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)

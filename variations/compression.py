@@ -13,7 +13,7 @@ to the last bit: one machine. Papers: Witten, Neal & Cleary 1987; Delétang et a
 
 Measured, with the chapter's default run: the last tenth of tiny Shakespeare, 111,540 bytes, becomes 29,257
 (gzip 44,486, bz2 36,743, xz 41,028) in 18 s and comes back the same. A text of another kind is no gain:
-46,591 bytes of Python's reference become 40,970 (gzip 12,311).
+46,591 bytes of Python's language reference become 40,970 (gzip 12,311).
 """
 import argparse
 import bz2
@@ -40,7 +40,7 @@ def encode(intervals):
         low, span = low + (span >> BITS) * a, (span >> BITS) * (b - a)
         while span < 1 << 40:
             low, span, size = low << 8, span << 8, size + 1
-    return ((low + span - 1) >> 40).to_bytes(size, "big")  # still ≥ low without its last 40 bits
+    return ((low + span - 1) >> 40).to_bytes(size, "big")  # zeros in its last 40 bits leave it ≥ low
 
 class Decoder:
     """Finds the same intervals again, from `above`: the file's number minus `low`."""

@@ -8,10 +8,10 @@ noise ε, walked in the time t from 0 to 1; the chapter's U-Net and training loo
     dx/dt = v(x, t, y)                           from noise at t = 1 to a digit at t = 0
 
 It is the paper's optimal-transport path with σ_min = 0, but time runs the other way: there, and in Liu et al.
-2023 (2209.03003), t = 1 is the data. Why: no β_t, no ᾱ_t, and any solver samples: a step of Euler's method is
-one network call, of Heun's two, but Heun's error falls with the square of the step. And p(x) is exact up to
-the solver (of grey levels a bound, by uniform noise as in realnvp.py): log p changes along the flow by the
-divergence of v, estimated with random signs e as eᵀ (∂v/∂x) e (Hutchinson):
+2023 (2209.03003), t = 1 is the data. Why: no β_t, no ᾱ_t, and any solver samples. Euler's method takes one
+network call a step, Heun's two, but its error falls with the square of the step. And p(x) is exact up to the
+solver (of grey levels a bound, by uniform noise as in realnvp.py): log p falls along the flow at the rate
+div v, of which eᵀ (∂v/∂x) e, with random signs e, is an unbiased estimate (Hutchinson):
 
     log p(x_0) = log N(x_1; 0, I) + ∫ div v(x_t, t, y) dt          (Chen et al. 2018; Grathwohl et al. 2019)
 
@@ -47,7 +47,7 @@ class FlowMatching(ddpm.DDPM):
         normal = -(x1.square() + math.log(2 * math.pi)).flatten(1).sum(1) / 2
         return normal + change + 784 * math.log(2 / 255)  # the width of a grey level
 
-def dequantise(x):  # uniform noise over a level's bin; then [0, 2] for [-1, 1]: bfloat16 is finest at 0
+def dequantise(x):  # uniform noise over a level's bin; + 1: the background at 0, where bfloat16 is finest
     return x + 1 + (2 * torch.rand_like(x) - 1) / 255
 
 def solve(slope, x, times, heun=True):

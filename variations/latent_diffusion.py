@@ -98,7 +98,7 @@ def evaluate(seconds, run, model, x, y, x_train, y_train):
     x = torch.stack([x[y == d][0] for d in range(10)])  # the first of each class
     rows = torch.cat([x / 255, *(model.decode(model.encode(x)) for _ in range(3))])
     run.picture("reconstructions.png", grid(rows, "three z ~ q(z | x), decoded", names, list("x123")))
-    z = torch.randn(10, model.D, 1, 1, device=x.device)  # decoded at once, it would be a draw of N(m, s²)
+    z = torch.randn(10, model.D, 1, 1, device=x.device)  # decoded at once: the first frame, z ~ N(m, s²)
     run.picture("chain.gif", *(grid(model.decode(z), f"z_t decoded, t = {t}", names)
                                for t, z, _ in ddpm.ddim(model, z, digit[:10], 100, run.guidance)))
 

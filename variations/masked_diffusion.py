@@ -2,8 +2,8 @@
 arXiv:2107.03006; MDLM, Sahoo et al. 2024, arXiv:2406.07524).
 
 What changes: the order. The chapter draws tokens from the first to the last. Here a forward process replaces
-each token by [MASK] with probability t: at t = 0 it leaves the digit, at t = 1 masks alone. The transformer,
-without the causal mask, sees what is left, x_t, and predicts every masked token. The bound:
+each token by [MASK] with probability t: none at t = 0, all at t = 1. The transformer, with no causal mask,
+sees what is left, x_t, and predicts every masked token. The bound:
 
     −log p(x | y) ≤ E [ 1/t Σ_{i masked} −log p(x_i | x_t, y) ]     t ~ U(0, 1); each token masked or not
                   = E [ T/m Σ_{i masked} −log p(x_i | x_t, y) ]     m ~ U{1, …, T}; any m tokens masked
@@ -12,13 +12,13 @@ Training draws the second form, whose variance is lower, with m spread evenly ov
 sampler, Kingma et al. 2021, arXiv:2107.00630). The bound is also the NLL of an autoregressive model, averaged
 over all orders (Hoogeboom et al. 2022, arXiv:2110.02037). The share of masks in x_t tells the network t.
 
-Sampling: from masks alone, in a random order, S steps of T/S tokens, each drawn from p(x_i | x_t, y). S = T
-is any-order autoregression, exactly; with fewer steps, the tokens of one step are drawn as if independent.
+Sampling: from masks everywhere, in random order, S steps of T/S tokens, each drawn from p(x_i | x_t, y). S =
+T is any-order autoregression, exactly; with fewer steps, the tokens of one step are drawn as if independent.
 Why: a digit in S < T network calls, and any part of it may be given. The price: a bound, and no cache.
 
 Measured, 1,108 s of training on one busy core: −ELBO 90.0 ± 0.4 nats given the class, where transformer_ar.py
-needs 79.77 for its one order (8,000 steps; here 6,000). The judge finds the class asked for in 67.2 % of
-2,000 samples in 28 network calls.
+needs 79.77 for its one order (8,000 steps; here 6,000). A separate classifier finds the class asked for
+in 67.2 % of 2,000 samples in 28 network calls; Fréchet distance 34.6 (3.3).
 """
 from functools import partial
 
@@ -57,8 +57,8 @@ class MaskedDiffusion(transformer_ar.Transformer):
         """A lower bound of log p(x | y), nats (B,), estimated by so many draws of m and of the masks."""
         tokens, y = to_tokens(x, self.patch).repeat(draws, 1), self.labels(NULL if y is None else y, len(x))
         B, T = tokens.shape
-        start, row = torch.randint(T, (1,), device=x.device), torch.arange(B, device=x.device)
-        m = (start + row * T // B) % T + 1  # each uniform on 1, …, T, together evenly spread
+        shift, row = torch.randint(T, (1,), device=x.device), torch.arange(B, device=x.device)
+        m = (shift + row * T // B) % T + 1  # each uniform on 1, …, T, together evenly spread
         masked = torch.rand(B, T, device=x.device).argsort(1) < m[:, None]  # m random places in each row
         logits = self(tokens.masked_fill(masked, self.K), y.repeat(draws))
         nll = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")  # (B, T)

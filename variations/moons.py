@@ -8,7 +8,7 @@ Points are real numbers without a class: no dequantisation, no logit, p_Z = N(0,
 Why: in 784 dimensions a density cannot be drawn. Here layers.gif draws it from p_Z to the moons, coupling by
 coupling, each of which moves points along one axis only. And the data's own density is known, a Gaussian at
 each place of two half circles: the mean difference of the two NLLs is the KL divergence from data to model.
-Where f is continuous and invertible, the moons cannot come apart: a thin bridge goes on joining them.
+As f is continuous and invertible, the moons cannot come apart: a thin bridge goes on joining them.
 
 Paper: Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803); the moons: scikit-learn's make_moons.
 
@@ -30,8 +30,8 @@ SETTINGS = {"steps": (4000, "optimiser steps", 1, 10**9), "batch_size": (256, "p
 SIGMA = 0.08  # how far points lie from their half circle
 
 class Flow(nn.Module):
-    """p(x) of points x (B, 2). Without the first `skip` couplings: the density of what these would hand on,
-    a stage between p(x) and p_Z."""
+    """p(x) of points x (B, 2). With `skip`: the density of what the first `skip` couplings hand on, a stage
+    between p(x) and p_Z."""
     def __init__(self, channels=32, couplings=12):
         super().__init__()
         masks = [1, 0], [0, 1]  # x₁ and x₂ pass in turn

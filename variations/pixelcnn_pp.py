@@ -28,8 +28,8 @@ from variations import start
 NATS = 784 * math.log(2)  # of 1 bit/dim
 
 class GreyPixelCNN(gated_pixelcnn.GatedPixelCNN):
-    """p(x | y) of images x in steps of 1/255; `forward` gives log w, μ, log s (30 channels) or 256 logits."""
-    def __init__(self, channels=32, layers=7, conditional=True, levels="logistics"):
+    """p(x | y) of images x in steps of 1/255; `forward` gives 30 numbers for `mixture`, or 256 logits."""
+    def __init__(self, channels=32, layers=6, conditional=True, levels="logistics"):
         super().__init__(channels, layers, conditional)
         self.levels = levels
         self.head[-1] = torch.nn.Conv2d(2 * channels, {"logistics": 30, "softmax": 256}[levels], 1)
@@ -47,7 +47,7 @@ class GreyPixelCNN(gated_pixelcnn.GatedPixelCNN):
         low, high = ((2 * x - 1 + side / 255 - mean) / s for side in (-1, 1))
         low, high = low.masked_fill(x == 0, -math.inf), high.masked_fill(x == 1, math.inf)
         bins = F.logsigmoid(high) + F.logsigmoid(-low) + (-(low - high).expm1()).log()
-        return (log_w + bins).logsumexp(1)  # bins: log(σ(b) − σ(a)) = log σ(b) + log σ(−a) + log(1 − e^(a−b))
+        return (log_w + bins).logsumexp(1)  # bins: log(σ(high) − σ(low)), factored
 
     def log_prob(self, x, y=None):
         return self.log_factors(self(x, y), x).flatten(1).sum(1)
@@ -109,7 +109,7 @@ def main(argv=None):
                | sample_quality(model.sample, x[:n], y[:n], y_test))
     run.picture("samples.png", grid(model.sample(100, torch.arange(10).repeat(10)), "samples of each class"))
     level = torch.arange(256, device=run.device).view(-1, 1, 1, 1).expand(-1, 1, 28, 1) / 255
-    output = model(x_test[:1] / 255, y_test[:1])[:, :, :, 14:15].expand(256, -1, -1, -1).detach()  # a column
+    output = model(x_test[:1] / 255, y_test[:1])[:, :, :, 14:15].expand(256, -1, -1, -1).detach()  # column 14
     ax = Figure(figsize=(8, 4), layout="constrained").subplots()
     ax.imshow(model.log_factors(output, level).exp().sqrt()[:, :, 0].T.cpu(), aspect="auto", cmap="Greys")
     ax.plot(x_test[0, 0, :, 14].cpu(), range(28), "ro")

@@ -7,14 +7,14 @@ that x is the real one of the two, and the generator's loss is the mirror of the
     D minimises  E log(1 + exp(−(D(x) − D(G(z))))) + γ/2 (E‖∇D(x)‖² + E‖∇D(G(z))‖²)     ∇: by the image
     G minimises  E log(1 + exp(−(D(G(z)) − D(x))))
 
-The paper has a minimax game of E f(D(G(z)) − D(x)), f(t) = −log(1 + exp(−t)). With the sign of D turned, that
-is D's loss here. G's loss is the non-saturating form of it, as in the authors' code. Both losses are log 2 =
+The paper has D maximise, G minimise E f(D(G(z)) − D(x)), f(t) = −log(1 + exp(−t)). With the sign of D turned
+it is minus D's loss here. G's loss is its non-saturating form, as in the authors' code. Both are log 2 =
 0.693 for a constant D, and a number added to D changes nothing.
 
 Why pairs: scored one by one, samples need only pass a threshold, and there are bad minima where modes are
 left out; with pairs there are none (Sun et al. 2020, arXiv:2011.04926; relativistic losses go back to
 Jolicoeur-Martineau 2018, arXiv:1807.00734). Why R2: R1 flattens D at the data alone, R2 also at the samples.
-In the paper, pairs with R1 alone diverge; with both, training converges near the equilibrium.
+In the paper either is enough near the equilibrium, yet from the start R1 alone diverges and both converge.
 
 What stays: the networks (with the minibatch standard deviation that the paper leaves out), the class, EMA,
 and penalties at every fourth step with four times the weight (the paper: at every step). The paper lowers γ

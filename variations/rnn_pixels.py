@@ -9,13 +9,15 @@ carries the class y of the digit and the column of the next pixel: the embedding
 Why: to see what a state can hold. made.py is given all earlier pixels, pixelcnn.py those nearby, above as
 well as to the left; here the pixel above was read 28 symbols ago, and the state has to remember it. A digit
 is short enough to back-propagate through all of it: nothing is truncated, no state is carried on to the next
-step. Both NLLs, given the class and marginal over the classes, −log Σ_y p(x | y) / 10, are exact; every 20th
-test digit.
+step. Both NLLs, given the class and marginal over the classes, −log Σ_y p(x | y) / 10, are exact, here for
+every 20th test digit.
 
 Papers: MNIST pixel by pixel in an RNN, Le, Jaitly & Hinton 2015 (arXiv:1504.00941); LSTMs along the rows of
 an image, PixelRNN, van den Oord et al. 2016 (arXiv:1601.06759).
 
-Its effect beside the chapter is not yet measured.
+Measured, 455 s of training on one busy core: 81.68 nats given the class, 83.78 marginal over the classes,
+with a standard error of 0.96 (made.py, on all test digits: 82.08, 84.25); class accuracy 78.2 %, Fréchet
+distance 10.7 (85.0 %, 7.1). Without the column, and in 800 steps of 64: 97.21 nats.
 """
 import math
 

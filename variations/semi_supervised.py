@@ -5,7 +5,7 @@ q(y | x) beside the encoder q(z | x, y). Without a label all ten classes count, 
 
     log p(x, y) ≥ L(x, y) = ELBO(x, y) + log p(y)                  ELBO: the chapter's bound of log p(x | y)
     log p(x) ≥ U(x) = Σ_y q(y | x) L(x, y) + H(q(y | x))           H: entropy
-    loss = −mean(U without labels, L with) − α mean(log q(y | x) with)       eq. 9; its L, U are minus these
+    loss = −mean(U of 50 x, L of 10 (x, y)) − α mean log q(y | x)            eq. 9; its L, U are minus these
 
 U is highest where q(y | x) ∝ exp L(x, y), by Bayes' rule: the decoder teaches the classifier, which tells it
 what belongs together. At first neither knows much: U's gradient in q grows over the first fifth of the steps.
@@ -54,7 +54,7 @@ def marginal(L, logits):
     return (log_q.exp() * (L - log_q)).sum(1)
 
 def split_labels(y, labels, seed):
-    """Places of as many digits of each class, (10, labels), which keep their label, and of all others."""
+    """Indices of `labels` digits of each class, (10, labels), that keep their label, and of all others."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
     known = torch.stack([order[y[order] == digit][:labels] for digit in range(10)])
     return known, order[~torch.isin(order, known)]

@@ -10,12 +10,12 @@ data: hence residual dropout, and char_rnn.py's weight decay and clipping.
 
 Protocol: the last tenth of the text is the test, as in nanoGPT; nats per character over windows of 256 side
 by side, without the first character of each, which has no context. (nanoGPT averages random windows, its CPU
-run windows of 64; char_rnn.py reads 16 long streams.) The next characters of a window have little context; a
+run windows of 64; char_rnn.py reads 16 long streams.) The characters after it have little context; a
 second figure takes only those with T / 2 or more before them. Validation: a hundredth, just before the test.
 Papers: Radford et al. 2019 (GPT-2); github.com/karpathy/nanoGPT, config train_shakespeare_char.
 
 Measured, 746 s of training on one busy core: 1.566 nats/char, and 1.558 with at least 128 characters of
-context, where char_rnn.py reads on from the beginning and reaches 1.4537. nanoGPT publishes 1.88 for 3
+context, where char_rnn.py, which reads on in long streams, reaches 1.4537. nanoGPT publishes 1.88 for 3
 minutes of a CPU and 1.4697 for 3 minutes of a GPU.
 """
 import math
@@ -80,7 +80,7 @@ def main(argv=None):
     if run.width % run.heads:
         raise OSError(f"--width {run.width} is not a multiple of --heads {run.heads}")
     x, x_valid, x_test = x.to(run.device).tensor_split([len(x) * 89 // 100, len(x) * 9 // 10])
-    run.baselines = {"untrained, nats/char": math.log(len(characters))}
+    run.baselines = {"uniform, nats/char": math.log(len(characters))}
 
     torch.manual_seed(run.seed)
     codes = torch.tensor([ord(c) for c in characters])

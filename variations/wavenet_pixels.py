@@ -9,7 +9,7 @@ spoken is now the digit that is drawn. Layers, queues and label dropout are the 
 Why: to this network an image is a line. Ten layers, of dilations 1 to 512, reach all 784 pixels, but the
 pixel above is 28 ago: one by the shift of the input, 27 = 16 + 8 + 2 + 1 by dilations. pixelcnn.py has that
 pixel in its filters; rnn_pixels.py has to remember it. Both NLLs, given the class and marginal over the
-classes, −log Σ_y p(x | y) / 10, are exact; every 20th test digit.
+classes, −log Σ_y p(x | y) / 10, are exact, here for every 20th test digit.
 
 Papers: WaveNet, van den Oord et al. 2016 (arXiv:1609.03499); its gate comes from images, Gated PixelCNN, van
 den Oord et al. 2016 (arXiv:1606.05328).
@@ -55,7 +55,7 @@ class PixelWaveNet(wavenet.WaveNet):
         return super().log_prob(x.flatten(1).long(), y)
 
     def sample(self, n, y=None):
-        """n binary images (n, 1, 28, 28), a column of the network a pixel; y: None (drawn) or classes."""
+        """n binary images (n, 1, 28, 28), one sample of the WaveNet a pixel; y: None (drawn) or classes."""
         sound = super().sample(n, y, length=784)
         return wavenet.compand(sound).float().view(n, 1, 28, 28)  # back to levels, which are 0 and 1
 
