@@ -164,7 +164,8 @@ def test_label_dropout_1_gives_an_unconditional_model(name, tmp_path):
 
 
 @chapters
-def test_help_is_ascii_and_has_an_example(name, capsys):
+def test_help_is_ascii_and_has_an_example(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(name).main(["--help"])
     out = capsys.readouterr().out
