@@ -1,7 +1,7 @@
 """Cached samplers against the plain way: same random numbers, seconds of each, and how many symbols differ.
 
 `python benchmarks/sampling.py` takes the trained models in out/NAME/model.pt (of the names given, or all; an untrained
-one where there is no run), draws 64 images, 64 texts of 200 characters or half a second of sound, once with the
+one where there is no run), draws 16 images, 16 texts of 200 characters or half a second of sound, once with the
 script's own `sample` and once with a network pass for each symbol over all that came before it, and writes
 benchmarks/results/sampling-cpu.json: both times, their ratio, and the ratio after an eighth, a quarter and a half of
 the symbols. "Differ" is not always 0: in 32-bit floats the two ways round differently, and now and then a random number
@@ -99,7 +99,7 @@ def main():
         saved = ROOT / "out" / name / "model.pt"
         if not saved.exists():
             print(f"{name}: {saved} is not there; `python {name}.py` makes it. An untrained model takes as long:")
-        model, n = importlib.import_module(name).load(saved) if saved.exists() else untrained(name), 64
+        model, n = importlib.import_module(name).load(saved) if saved.exists() else untrained(name), 16
         n = 1 if name == "wavenet" else n
         how = {} if name == "char_rnn" else {"y": 10}  # the null label
         how |= {"length": LENGTH[name]} if name in LENGTH else {}
