@@ -18,7 +18,7 @@ Why: a digit in S < T network calls, and any part of it may be given. The price:
 
 Measured, 1,108 s of training on one busy core: −ELBO 90.0 ± 0.4 nats given the class, where transformer_ar.py
 needs 79.77 for its one order (8,000 steps; here 6,000). A separate classifier finds the class asked for
-in 67.2 % of 2,000 samples in 28 network calls; Fréchet distance 34.6 (3.3).
+in 67.2 % of 2,000 samples in 28 network calls.
 """
 from functools import partial
 
