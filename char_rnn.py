@@ -1,5 +1,4 @@
 # /// script
-# requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "matplotlib"]
 # ///
 """Char-RNN: an LSTM that predicts the next character (Graves 2013, arXiv:1308.0850).
@@ -11,21 +10,15 @@ A text x of T characters has a probability that is a product of T factors:
     c_t = σ(f) ⊙ c_{t−1} + σ(i) ⊙ tanh(g),    h_t = σ(o) ⊙ tanh(c_t),    i, f, g, o = W x_t + U h_{t−1} + b
 
 The gates i (input), f (forget) and o (output) are numbers from 0 to 1; tanh(g) is the candidate to be
-written. The cell c changes by multiplying and adding. Where the forget gate is near 1, what was written, and
-on the way back its gradient, lasts for hundreds of steps; in a plain RNN it would vanish or explode.
-
+written. Where the forget gate is near 1, what was written, and on the way back its gradient, lasts for
+hundreds of steps; in a plain RNN it would vanish or explode.
 Training: minimise the negative log-likelihood (NLL), cross-entropy of the next character, in nats. A book is
 too long to back-propagate through. So 64 streams (the batch) read at 64 places of the text and go on by 64
 characters in each optimiser step; the state is carried over, the gradient is not (truncated back-propagation
-through time). Gradients can still explode, so their norm is clipped. Sampling: character after character, one
-step each, whatever the length. p(x): exact. Latent: none. Good at: endless streams at constant cost. Bad at:
-what is far back, which has to fit into the state; and parallel training, since a step waits for the last.
+through time), and its norm is clipped. Sampling: character after character, by a temperature that divides the
+logits. p(x): exact. Latent: none. Good at: endless streams at constant cost. Bad at: what is far back.
 
-Temperature divides the logits: below 1 the likely becomes likelier. Is a sample new or memorised? The picture
-`memorised` colours it by the longest stretch that also stands in the training text.
-
-`python char_rnn.py` on tiny Shakespeare and one core of an Intel Xeon (bfloat16): 512 s of training, 533 s in
-all.
+`python char_rnn.py` on tiny Shakespeare, one core of an Intel Xeon (bfloat16): 533 s, 512 s of it training.
 
     step 135/2,600  NLL, nats/char 2.7174  324 sequences/s  8 min 07 s left
     step 1,321/2,600  NLL, nats/char 1.3535  324 sequences/s  4 min 13 s left
@@ -45,7 +38,6 @@ import warnings
 from pathlib import Path
 
 from data import text
-
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -71,7 +63,6 @@ SETTINGS = {
 # %% Model: a state that is carried along the text
 class CharRNN(nn.Module):
     """p(x), the product over t of p(x_t | x before t); characters (K,) are the symbols' Unicode numbers."""
-
     def __init__(self, characters, hidden=384, layers=2, dropout=0.3):
         super().__init__()
         self.K = len(characters)
@@ -84,8 +75,7 @@ class CharRNN(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x, state=None):
-        """Logits (B, T, K) of the character after each of x (B, T), and the state h, c, (layers, B, hidden)
-        each; None is the state of having read nothing."""
+        """Logits (B, T, K) of the character after each of x (B, T); the state h, c, (layers, B, H) each."""
         below, new = self.embed(x), []
         for layer, h, c in zip(self.layers, *(self.empty_state(len(x)) if state is None else state)):
             output, (h, c) = layer(below, (h[None].contiguous(), c[None].contiguous()))
@@ -147,10 +137,8 @@ def main(argv=None):
                      "character frequencies, nats/char": -frequency.log()[x_test].mean().item()}
 
     torch.manual_seed(run.seed)
-    codes = torch.tensor([ord(c) for c in characters])
-    model = CharRNN(codes, run.hidden, run.layers, run.dropout).to(run.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=run.lr, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    model = CharRNN(torch.tensor([*map(ord, characters)]), run.hidden, run.layers, run.dropout).to(run.device)
+    optimizer = torch.optim.AdamW(model.parameters(), run.lr, (0.9, 0.99), weight_decay=0.1, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
     carried = nn.Module()  # the streams' state h, c, saved with the run
@@ -179,24 +167,16 @@ def main(argv=None):
     evaluate(run, model.eval(), x, x_test, prompt)
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-
 # %% Evaluation: a saved model, figures and pictures
-def read_checkpoint(path):
-    """What `Run.save` wrote: a dict of name, settings, source, step, seconds, curve and state."""
-    with open(path, "rb") as file:
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            assert saved["name"] == NAME and saved["source"] and saved["settings"] and saved["state"]
-            return saved
-        except Exception as error:  # a damaged file breaks the unpickler in many ways
-            raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
-
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The model of a saved run, ready to sample."""
-    saved = read_checkpoint(path)
-    s = saved["settings"]
-    model = CharRNN(saved["state"]["model"]["characters"], s["hidden"], s["layers"], s["dropout"])
-    model.load_state_dict(saved["state"]["model"])
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        s = saved["settings"]
+        model = CharRNN(saved["state"]["model"]["characters"], s["hidden"], s["layers"], s["dropout"])
+        model.load_state_dict(saved["state"]["model"])
+    except Exception as error:  # a damaged file breaks in many ways
+        raise OSError(f"{path} is missing, damaged, or no checkpoint of {NAME}.py") from error
     return model.to(device).eval()
 
 @torch.no_grad()
@@ -214,138 +194,110 @@ def longest_matches(string, corpus):
     """For each place of a string, the length of the longest stretch around it that stands in the corpus."""
     longest, end = [0] * len(string), 0
     for start in range(len(string)):
+        end = max(start, end)
         while end < len(string) and string[start:end + 1] in corpus:
             end += 1
-        for place in range(start, end):
-            longest[place] = max(longest[place], end - start)
-        end = max(end, start + 1)
+        longest[start:end] = [max(length, end - start) for length in longest[start:end]]
     return longest
 
 def page(string, title, shade=None, label=""):
     """A figure of text, lines cut at 80 characters; `shade`, a number a character, colours the background."""
     warnings.filterwarnings("ignore", "Glyph")  # characters that the font lacks are drawn as boxes
-    rows, places = [""], []
+    row, column, places = 0, 0, []
     for c in string:
-        if c != "\n" and len(rows[-1]) == 80:
-            rows.append("")
-        places.append((len(rows) - 1, len(rows[-1])))
-        rows[-1] += c if c.isprintable() else " "
-        if c == "\n":
-            rows.append("")
-    figure = Figure(figsize=(8, 0.155 * len(rows) + 1), layout="constrained")
-    figure.suptitle(title, size=9)
-    ax = figure.subplots()
-    ax.set(xlim=(-0.5, 80.5), ylim=(len(rows) - 0.5, -0.5))
+        places.append((row, column))
+        row, column = (row + 1, 0) if c == "\n" or column == 79 else (row, column + 1)
+    ax = Figure(figsize=(8, 0.155 * row + 1.2), layout="constrained").subplots()
+    ax.set(xlim=(-0.5, 79.5), ylim=(row + 0.5, -0.5), title=title)
     ax.set_axis_off()
     if shade is not None:
-        background = torch.full((len(rows), 81), math.nan)
-        for place, value in zip(places, shade):
-            background[place] = value
+        background = torch.full((row + 1, 80), math.nan)
+        background[tuple(zip(*places))] = torch.tensor(shade).float()
         image = ax.imshow(background, cmap="YlOrRd", aspect="auto", vmin=0, vmax=1.4 * max(shade))
-        figure.colorbar(image, label=label, shrink=0.8)
-    for row, line in enumerate(rows):
-        for column, c in enumerate(line):
-            ax.text(column, row, c, family="monospace", size=7, ha="center", va="center", parse_math=False)
-    return figure
+        ax.figure.colorbar(image, label=label, shrink=0.8)
+    for (row, column), c in zip(places, string):
+        c = c if c.isprintable() else " "
+        ax.text(column, row, c, family="monospace", size=7, ha="center", va="center", parse_math=False)
+    return ax.figure
 
+@torch.no_grad()
 def evaluate(run, model, x, x_test, prompt):
     """Figures and pictures, from symbols (N,) of the training and the test text."""
     torch.manual_seed(1)
     sample = model.spell(model.sample(1, 800, prompt, run.temperature, run.top_k)[0])
     corpus, real = model.spell(x[:2_000_000]), model.spell(x_test[:800])
-    matches = {"sample": longest_matches(sample, corpus), "held-out text": longest_matches(real, corpus)}
-    print(f"NLL of the test text's {min(len(x_test), 1_000_000):,} first characters", flush=True)
+    matches, usual = longest_matches(sample, corpus), longest_matches(real, corpus)
     loss = nll(model, x_test[:1_000_000])
-    run.report({"test NLL, nats/char": loss, "test NLL, bits/char": loss / math.log(2)} | {
-        f"{name}: mean length of the longest stretch in the training text": sum(match) / len(match)
-        for name, match in matches.items()})
-
+    run.report({
+        "test NLL, nats/char": loss, "test NLL, bits/char": loss / math.log(2),
+        "sample: mean length of the longest stretch in the training text": sum(matches) / len(matches),
+        "held-out text: mean length of the longest stretch in the training text": sum(usual) / len(usual)})
     run.picture("samples.png", page(sample, f"a sample, temperature {run.temperature:g}"))
-    texts = [model.spell(model.sample(1, 300, prompt, t, run.top_k)[0]) for t in (0.4, 0.7, 1.0, 1.3)]
-    run.picture("temperature.png", page("\n\n".join(
-        f"[temperature {t}]\n{string}" for t, string in zip((0.4, 0.7, 1.0, 1.3), texts)), "temperature"))
-    for name, string in (("sample", sample), ("held-out text", real)):
-        run.picture(f"memorised_{name.split('-')[0]}.png", page(
-            string, f"{name}: stretches that stand in the training text", matches[name], "characters"))
+    run.picture("memorised.png", page(sample, "what also stands in the training text", matches, "characters"))
     test = x_test[None, :800]
-    with torch.no_grad():
-        logits, _ = model(F.pad(test[:, :-1], (1, 0), value=model.K))
-        h, _ = model.layers[0](model.embed(test))
-    surprise = F.cross_entropy(logits[0], test[0], reduction="none") / math.log(2)
-    run.picture("surprise.png", page(real, "held-out text: −log₂ p of each character", surprise.tolist(),
-                                     "bits"))
+    logits, _ = model(F.pad(test[:, :-1], (1, 0), value=model.K))
+    surprise = (F.cross_entropy(logits[0], test[0], reduction="none") / math.log(2)).tolist()
+    run.picture("surprise.png", page(real, "held-out text: −log₂ p of each character", surprise, "bits"))
+    h, _ = model.layers[0](model.embed(test))
     place = torch.tensor([len(real[:t + 1].rsplit("\n", 1)[-1]) for t in range(len(real))], device=h.device)
     correlation = torch.corrcoef(torch.cat([place[None].float(), h[0].T]))[0, 1:].nan_to_num()
     unit = correlation.abs().argmax()
-    activation = h[0, :, unit] * correlation[unit].sign()
-    title = f"unit {unit} follows the place in the line: correlation {correlation[unit].abs():.2f}"
-    run.picture("unit.png", page(real, title, (activation - activation.min()).tolist(), "h"))
+    title = f"unit {unit} follows the place in the line: correlation {correlation[unit]:.2f}"
+    run.picture("unit.png", page(real, title, (h[0, :, unit] - h[0, :, unit].min()).tolist(), "h"))
     frames, state = [], model.empty_state(1)
     for t, symbol in enumerate([model.K, *test[0, :60].tolist()]):
-        with torch.no_grad():
-            logits, state = model.step(torch.tensor([symbol], device=h.device), state)
-        p, k = logits[0].softmax(0).topk(min(12, model.K))
-        figure = Figure(figsize=(7, 3), layout="constrained")
-        ax = figure.subplots()
-        ax.bar(range(len(k)), p.cpu())
-        ax.set_xticks(range(len(k)), [repr(model.spell(i[None]))[1:-1] for i in k], family="monospace")
-        ax.set(title=repr(real[:t])[1:-1], ylim=(0, 1), xlabel="next character", ylabel="probability")
-        ax.title.set(size=8, family="monospace", parse_math=False)
-        frames.append(figure)
+        logits, state = model.step(torch.tensor([symbol], device=h.device), state)
+        p, likeliest = logits[0].softmax(0).topk(min(12, model.K))
+        ax = Figure(figsize=(7, 3), layout="constrained").subplots()
+        ax.bar([repr(model.spell(k[None]))[1:-1] for k in likeliest], p.cpu())
+        ax.set(ylim=(0, 1), xlabel="next character", ylabel="probability")
+        ax.set_title(repr(real[:t])[1:-1], size=8, parse_math=False)
+        frames.append(ax.figure)
     run.picture("next_character.gif", *frames)
 
 # %% Notes
-# Differs from the papers: two layers of 384 units; the skip connection goes around the second layer (Graves:
-# from the input to all layers, from all layers to the output; in a draft validation NLL falls to 1.70
-# nats/char in 400 steps, without it to 1.94); dropout 0.3; 5 % of the sequences begin with an empty state and
-# a start symbol, so that p(x) has a beginning; AdamW with one cycle of the learning rate. Of the first nine
-# tenths of the text, the last ninetieth is for validation.
+# Differs from the papers: two layers of 384 units; the skip connection goes around the second layer alone (in
+# a draft validation NLL falls to 1.70 nats/char in 400 steps, without it to 1.94); dropout 0.3; 5 % of the
+# sequences begin with an empty state and a start symbol, so that p(x) has a beginning; AdamW with one cycle.
 #
 # Things to break:
-# 1. In `main`, put target = sequence[:, :-1]: the network predicts the character that it has just read; the
-#    training loss falls to 0, validation climbs far above ln K.
-# 2. In `step`, drop "f.sigmoid() * c +": the loss stays the same (it does not use `step`), samples turn to
-#    babble.
-# 3. In `main`, drop model.eval(): dropout stays on while the validation text is read, and the same model
-#    scores worse.
+# 1. In `main`, put target = sequence[:, :-1]: the training loss falls to 0, validation climbs far above ln K.
+# 2. In `step`, drop "f.sigmoid() * c +": the loss is the same (it does not use `step`), samples are babble.
+# 3. In `main`, drop model.eval(): dropout stays on for the validation text, and the same model scores worse.
 #
-# References: Karpathy 2015, "The Unreasonable Effectiveness of Recurrent Neural Networks". Read before:
-# made.py. Next: wavenet.py, which looks back without a state.
+# References: Karpathy 2015, "The Unreasonable Effectiveness of RNNs". Read before: made.py. Next: wavenet.py.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
     """The flags as attributes, and what a training loop needs around it: see `main`."""
-    pause, last_save, notebook = 5, "nothing was saved", "kernel" in Path(sys.argv[0]).name
+    pause, saved, last_save = 5, None, "nothing was saved"
     def __init__(self, argv=None):
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
-        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
-            "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
-            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
+            "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
+            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        for name, (default, about, *_) in flags.items():
-            flag = "--" + name.replace("_", "-")
-            parser.add_argument(flag, type=type(default), default=default, help=f"{about} ({default})")
-        argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
-        args, self.saved, self.stamp = parser.parse_args(argv), None, None
+        for name, (default, about, *limits) in flags.items():
+            flag, kind = "--" + name.replace("_", "-"), type(default)
+            words = limits if limits and kind is str else None
+            parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
+        args = parser.parse_args(argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
-            self.saved, self.stamp = read_checkpoint(model), model.stat().st_mtime_ns
-            parser.set_defaults(**self.saved["settings"])  # for all that the command line leaves open
-            args, Run.last_save = parser.parse_args(argv), f"the run in {args.out} is as it was"
+            load(model)  # which refuses a damaged file
+            self.saved = torch.load(model, map_location="cpu", weights_only=True)
+            Run.last_save = f"the run in {args.out} is as it was"
+            args = parser.parse_args(argv, argparse.Namespace(**self.saved["settings"]))
         for name, (default, _, *limits) in flags.items():
-            value, word = getattr(args, name), isinstance(default, str)
-            if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
-                limits = (", " if word else " to ").join(map(str, limits))
-                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
+            if type(default) is not str and not limits[0] <= getattr(args, name) <= limits[1]:
+                parser.error(f"--{name.replace('_', '-')} is out of range: {limits[0]} to {limits[1]}")
         vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
-        self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
     def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
-        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
+        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device
         fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
                 "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
         return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
@@ -360,15 +312,20 @@ class Run:
                 raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, state in {k: self.saved["state"][k] for k in parts | self.saved["state"]}.items():
+                for name, part in parts.items():
+                    state = self.saved["state"][name]
                     if "last_epoch" in state:  # a schedule: its place; --steps may be new
                         state = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
-                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                    if "param_groups" in state:  # an optimiser: its moments and rate; --lr may be new
+                        groups = zip(part.state_dict()["param_groups"], state["param_groups"])
                         state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    parts[name].load_state_dict(state)
+                    part.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
+        elif (self.out / "model.pt").exists():
+            aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
+            print(f"an earlier run is in {self.out}: it moves to {self.out.rename(aside)}", flush=True)
+        self.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
         usual = signal.signal(signal.SIGINT, stop)
         try:
@@ -404,59 +361,39 @@ class Run:
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
         saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
         torch.save(saved, blob := io.BytesIO())
-        self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
+        (part := self.out / "model.pt.part").write_bytes(blob.getvalue())
+        part.replace(self.out / "model.pt")  # whole or not at all
         Run.last_save = f"step {self.step:,} is saved in {self.out}"
         self.picture("samples.png", samples)
         self.losses, self.kept = [], time.perf_counter()
         self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
-    def write(self, name, blob):
-        """Write out/name whole or not at all. An earlier run there moves aside, a later one stays."""
-        try:
-            there = name != "probe" and (model := self.out / "model.pt").exists()
-            if there and model.stat().st_mtime_ns != self.stamp:
-                aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
-                self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
-            self.out.mkdir(parents=True, exist_ok=True)
-            (part := self.out / f"{name}.part").write_bytes(blob)
-            return part.replace(self.out / name)
-        except OSError as error:
-            for part in self.out.glob(f"{name}.part"):
-                part.unlink()
-            raise OSError(f"cannot write {self.out / name}: {error.strerror}") from error
-
     def picture(self, name, *figures):
-        """Write a figure as .png, or several as the frames of a .gif; a notebook shows it."""
-        pages, blob = [], io.BytesIO()
+        """Write a figure as .png, or several as the frames of a .gif."""
+        pages = []
         for figure in figures:
             figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
             figure.savefig(page := io.BytesIO(), dpi=120)
             pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
-        pages[0].save(blob, name[-3:], save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
-        self.write(name, blob.getvalue())
-        if self.notebook and not self.losses:
-            from IPython import display
-            display.display(display.Image(blob.getvalue(), format=name[-3:]))
+        pages[0].save(self.out / name, save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
 
     def report(self, results):
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
-        self.write("metrics.json", json.dumps(metrics, indent=1).encode())
+        (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
-        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.plot([p["step"] for p in self.curve], [(p["training"], p["validation"]) for p in self.curve], "o-")
         ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
         self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:
-        main()
+        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:

@@ -60,20 +60,20 @@ def fetch(name, stand_in):
         raise OSError(f"{path} is missing and cannot be downloaded; '--stand-in never' forbids a stand-in")
     say(f"NO REAL DATA: {path} is missing and cannot be downloaded. THE STAND-IN SERVES INSTEAD.")
 
-def mnist(stand_in="auto"):
+def mnist(stand_in="auto", device="cpu"):
     """uint8 images (N, 1, 28, 28), int64 labels (N,), test images, test labels, source. OSError if malformed.
     Only the four official files are called "MNIST"; others are named after their folder and their md5."""
     blobs = []
     for name in MNIST:
         if (blob := fetch(name, stand_in)) is None:
-            return *stand_in_digits(60000, 0), *stand_in_digits(10000, 1), "stand-in digits"
+            return *(v.to(device) for v in stand_in_digits(60000, 0) + stand_in_digits(10000, 1)), "stand-in digits"
         blobs.append(blob)
     x, y, x_test, y_test = map(read_idx, MNIST, blobs)
     require(len(y) == len(x), "train-labels-idx1-ubyte.gz", f"{len(x)} labels", len(y))
     require(len(y_test) == len(x_test), "t10k-labels-idx1-ubyte.gz", f"{len(x_test)} labels", len(y_test))
     own = f"images in {FOLDER.resolve().name} (md5 {hashlib.md5(b''.join(blobs)).hexdigest()[:6]})"
     source = "MNIST" if all(map(is_official, MNIST, blobs)) else own
-    return x[:, None], y.long(), x_test[:, None], y_test.long(), source
+    return *(v.to(device) for v in (x[:, None], y.long(), x_test[:, None], y_test.long())), source
 
 def read_idx(name, blob):
     """The uint8 tensor in a gzipped IDX file: a magic number, the size of each dimension, the values."""

@@ -1,35 +1,29 @@
 # /// script
-# requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "matplotlib"]
 # ///
 """EBM: an energy-based model with Langevin dynamics (Du & Mordatch 2019, arXiv:1903.08689).
 
-Any function E(x, y) of an image and a class defines a density, high where the energy is low:
+Any function E(x, y) of an image and a class defines a density, p(x, y) = exp(−E(x, y)) / Z, high where the
+energy is low. The normaliser Z, the integral of exp(−E) over all images and classes, is unknown and stays so.
+Training needs only the gradient with respect to the weights θ, in which Z turns into a mean:
 
-    p(x, y) = exp(−E(x, y)) / Z
+    −∂_θ log p(x | y) = ∂_θ E(x, y) − E_{x' ~ p(x' | y)}[∂_θ E(x', y)]
 
-The normaliser Z, the integral of exp(−E) over all images and classes, is unknown and stays so. Training needs
-only the gradient of the log-likelihood with respect to the weights θ, in which Z turns into a mean:
-
-    −∂_θ log p(x | y) = ∂_θ E(x, y) − E_{x' ~ p(x' | y)}[∂_θ E(x', y)]     lower the energy of data, raise the
-                                                                           energy of the model's own samples
-Samples come from Langevin dynamics, which needs no Z either: gradient descent in E with noise,
+Lower the energy of data, raise that of the model's own samples. These come from Langevin dynamics, gradient
+descent in E with noise, which needs no Z either:
 
     x ← x − λ ∂E(x, y)/∂x + σ ε,      ε ~ N(0, I)
 
-With small steps and σ² = 2 λ its equilibrium is p. Images would need thousands of steps. So, as in the paper,
-chains wait in a replay buffer between optimiser steps and go on where they stopped, a twentieth of them anew
-from noise; and λ is far larger than σ² / 2, so that the chains sample p at a low temperature, and E is
-trained for this sampler.
+With small steps and σ² = 2 λ its equilibrium is p, after thousands of steps. So, as in the paper, chains wait
+in a replay buffer between optimiser steps and go on where they stopped, a twentieth of them anew from noise;
+and λ is far larger than σ² / 2: the chains sample p at a low temperature, and E is trained for this sampler.
 
 One output for each class: E(x) = −log Σ_y exp(−E(x, y)) is the energy of x alone, and p(y | x) = exp(E(x) −
 E(x, y)) is a classifier, trained by its cross-entropy as in JEM (Grathwohl et al. 2020).
 
 How to read the loss: E(data) − E(samples) is no distance. Where the model is right it is 0, and where
-training has died it is 0 as well. In energies.png both stay close and near 0 while samples get better.
-
-Sampling: 300 network passes with gradients. p(x): up to Z. Latent: none. Good at: composition, inpainting and
-denoising without training for them. Bad at: stable training, fast sampling, likelihoods.
+training has died it is 0 as well. Sampling: 300 network passes with gradients. p(x): up to Z. Latent: none.
+Good at: composition, inpainting without training for it. Bad at: stable training, fast sampling, likelihoods.
 
 `python ebm.py` on MNIST and one core (shared) of an Intel Xeon (bfloat16): 868 s of training, 1,184 s in all.
 
@@ -39,8 +33,7 @@ denoising without training for them. Bad at: stable training, fast sampling, lik
 
 A separate classifier finds the class asked for in 99.8 % of 5,000 samples; in its features the Fréchet
 distance to the test digits is 2.9, the recall 0.53. p(y | x) classifies 98.3 % of the test digits. AUROC of
-E(x), the chance that another input has more energy than a test digit: upside down 0.72, inverted 1.00, half
-as dark 0.54.
+E(x), the chance that another input has more energy than a test digit: upside down 0.72, half as dark 0.54.
 """
 import argparse
 import io
@@ -52,7 +45,6 @@ import time
 from pathlib import Path
 
 from data import mnist
-
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -78,7 +70,6 @@ SETTINGS = {
 # %% Model: an energy for every image and class, low where digits are
 class EBM(nn.Module):
     """p(x, y) = exp(−E(x, y)) / Z with Z unknown; p(x) ∝ exp(−E(x)); p(y | x) exactly."""
-
     def __init__(self, channels=32, sample_steps=300, conditional=True):
         super().__init__()
         C, self.sample_steps, self.conditional = channels, sample_steps, conditional
@@ -126,7 +117,6 @@ def langevin(model, x, y, steps, step_size=1.0, noise=0.005, known=None, frames=
 
 class ReplayBuffer(nn.Module):
     """Where chains wait between optimiser steps: images as uint8, each with its class."""
-
     def __init__(self, size, conditional=True):
         super().__init__()
         self.register_buffer("x", torch.randint(256, (size, 1, 28, 28), dtype=torch.uint8))
@@ -145,8 +135,7 @@ def drop_labels(y, rate):
 # %% Training
 def main(argv=None):
     run = Run(argv)  # flags, output folder, resuming: the frame, at the end of this file
-    x, y, x_test, y_test, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
     run.baselines = {"untrained: cross-entropy of p(y | x), nats": math.log(10)}
 
@@ -184,106 +173,74 @@ def main(argv=None):
             with torch.no_grad():
                 data = ema.module.energy(x[n:][:1000] / 255, y[n:][:1000])
                 chains = ema.module.energy(buffer.x[:1000] / 255, buffer.y[:1000])
-            samples = ema.module.sample(40, torch.arange(40) % 10)
-            run.save((data.mean() - chains.mean()).item(), grid(samples, f"samples after {step:,} steps"),
-                     energies=[data.mean().item(), chains.mean().item()])
-    evaluate(run, ema.module, x_test / 255, y_test, x[:n], y[:n])
+            means, digits = [data.mean().item(), chains.mean().item()], torch.arange(40) % 10
+            samples = grid(ema.module.sample(40, digits), f"samples, step {step:,}")
+            run.save(means[0] - means[1], samples, energies=means)
+    evaluate(run, ema.module, x_test / 255, y_test)
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-
 # %% Evaluation: a saved model, a picture, the quality of samples
-def read_checkpoint(path):
-    """What `Run.save` wrote: a dict of name, settings, source, step, seconds, curve and state."""
-    with open(path, "rb") as file:
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            assert saved["name"] == NAME and saved["source"] and saved["settings"] and saved["state"]
-            return saved
-        except Exception as error:  # a damaged file breaks the unpickler in many ways
-            raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
-
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The model of a saved run with its EMA weights, ready to sample."""
-    saved = read_checkpoint(path)
-    s = saved["settings"]
-    ema = AveragedModel(EBM(s["channels"], s["sample_steps"], s["label_dropout"] < 1))
-    ema.load_state_dict(saved["state"]["ema"])
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        s = saved["settings"]
+        ema = AveragedModel(EBM(s["channels"], s["sample_steps"], s["label_dropout"] < 1))
+        ema.load_state_dict(saved["state"]["ema"])
+    except Exception as error:  # a damaged file breaks in many ways
+        raise OSError(f"{path} is missing, damaged, or no checkpoint of {NAME}.py") from error
     return ema.module.to(device).eval()
 
-def grid(images, title, cols=None, rows=None, columns=10):
-    """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of columns and rows."""
-    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
-    figure = Figure(figsize=(columns / 2 + 1.2, len(tiles) / 56 + 0.9), layout="constrained")
-    figure.suptitle(title, size=10)
-    ax = figure.subplots()
+def grid(images, title, rows="", cols="0123456789"):
+    """A figure of images (N, 1, 28, 28) in [0, 1], ten to a row, with names of rows and columns."""
+    tiles = images.float().cpu().view(-1, 10, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
+    ax = Figure(figsize=(6.2, len(tiles) / 56 + 0.9), layout="constrained").subplots()
     ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
-    ax.set_xticks(range(14, 28 * columns, 28), cols or [""] * columns, size=8)
-    ax.set_yticks(range(14, len(tiles), 28), rows or [""] * (len(tiles) // 28), size=8)
+    ax.set(xticks=range(14, 280, 28), xticklabels=cols, title=title, frame_on=False)
+    ax.set(yticks=range(14, 28 * len(rows), 28), yticklabels=rows)
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return figure
+    return ax.figure
 
 @torch.no_grad()
-def sample_quality(draw, x, y, y_test):
-    """Scores of 1,000 samples draw(n, y), classified as the nearest of 10,000 training images x (uint8)."""
-    digit, near = torch.arange(1000, device=x.device) % 10, x[:10000].flatten(1) / 255
-    given, free = (y[torch.cdist(v.flatten(1), near).argmin(1)] for v in (draw(1000, digit), draw(1000)))
-    shares, real = free.bincount(minlength=10) / 1000, y_test.bincount(minlength=10) / len(y_test)
-    return {"class accuracy by nearest neighbour, 1,000 samples": (given == digit).float().mean().item(),
-            "total variation distance of classes, 1,000 samples": (shares - real).abs().sum().item() / 2}
-
-@torch.no_grad()
-def evaluate(run, model, x, y, x_train, y_train):
-    """Figures and pictures of test images x in [0, 1] of classes y; uint8 training images to compare with."""
+def evaluate(run, model, x, y):
+    """Figures and pictures of test images x in [0, 1] of classes y."""
     torch.manual_seed(1)
-    digit, names = torch.arange(10, device=x.device), list("0123456789")
+    digit = torch.arange(10, device=x.device)
     e = torch.cat([model.energies(part) for part in x.split(500)])  # (N, 11)
     samples = model.sample(500, digit.repeat(50))
-    other = {"samples": samples, "upside down": x[::10].rot90(2, (2, 3)), "inverted": 1 - x[::10],
-             "noise": torch.rand_like(x[::10]), "half as dark": x[::10] / 2}
+    other = {"samples": samples, "upside down": x[::10].rot90(2, (2, 3)), "half as dark": x[::10] / 2}
     energy = {name: model.energy(images) for name, images in other.items()}
-    auroc = {f"AUROC of E(x), test digits against {name}": (e[:, NULL, None] < v).float().mean().item()
-             for name, v in energy.items()}
+    auroc = {name: (e[:, NULL, None] < v).float().mean().item() for name, v in energy.items()}
     run.report({
         "test digits classified by p(y | x)": (e[:, :10].argmin(1) == y).float().mean().item(),
-        "its cross-entropy, nats": F.cross_entropy(-e[:, :10], y).item(),
         "mean E(x, y) of test digits": e.gather(1, y[:, None]).mean().item(),
         "mean E(x, y) of samples": model.energy(samples, digit.repeat(50)).mean().item(),
-    } | auroc | sample_quality(model.sample, x_train, y_train, y))
+    } | {f"AUROC of E(x), test digits against {name}": value for name, value in auroc.items()})
 
-    run.picture("samples.png", grid(samples[:100], f"samples after {run.sample_steps} Langevin steps", names))
+    run.picture("samples.png", grid(samples[:100], f"samples after {run.sample_steps} Langevin steps"))
     frames = [torch.rand(20, 1, 28, 28, device=x.device)]
     langevin(model, frames[0], digit.repeat(2), run.sample_steps, frames=frames)
-    stops = sorted({int(len(frames) ** (k / 40)) - 1 for k in range(41)})
-    run.picture("chains.gif", *(grid(frames[k], f"{k} Langevin steps from noise", names) for k in stops))
+    run.picture("chains.gif", *(grid(chain, "Langevin dynamics from noise") for chain in frames[:200:5]))
     x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
     known = torch.arange(28, device=x.device).view(28, 1) < 14  # the upper half
-    noisy = (x10 + 0.4 * torch.randn_like(x10)).clamp(0, 1)
-    clean = [langevin(model, noisy, digit, steps, noise=0) for steps in (5, 20, 60)]
-    run.picture("denoising.png", grid(torch.cat([x10, noisy, *clean]), "denoising by descent in E(x, y)",
-                                      names, ["x", "noisy", "5 steps", 20, 60]))
     half = torch.where(known, x10, torch.rand_like(x10))
-    rows = [x10, half, *(langevin(model, half, digit, run.sample_steps, known=known) for _ in range(3))]
-    run.picture("inpainting.png", grid(torch.cat(rows), "the lower half of a digit, inpainted three times",
-                                       names, ["x", "known", 1, 2, 3]))
+    drawn = [langevin(model, half, digit, run.sample_steps, known=known) for _ in range(4)]
+    run.picture("inpainting.png", grid(torch.cat([x10, *drawn]), "the lower half of x, inpainted", "x1234"))
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([p["step"] for p in run.curve], [p["energies"] for p in run.curve], "o-", ms=3,
-              label=["validation digits", "chains in the buffer"])
+    energies = [p["energies"] for p in run.curve]
+    left.plot([p["step"] for p in run.curve], energies, label=["validation digits", "chains in the buffer"])
     left.set(title="the two energies stay close and near 0", xlabel="step", ylabel="mean E(x, y), nats")
     for name, values in {"test digits": e[:, NULL], **energy}.items():
-        right.hist(values.clamp(-10, 20).cpu(), torch.linspace(-10, 20, 121), density=True, alpha=0.6,
-                   label=name)
+        right.hist(values.clamp(-10, 20).cpu(), 120, (-10, 20), density=True, alpha=0.6, label=name)
     right.set(title="what has low energy?", xlabel="E(x), up to a constant", ylabel="density", yscale="log")
-    left.legend()
-    right.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     run.picture("energies.png", figure)
 
 # %% Notes
 # Differs from the papers: one energy for each class; the contrast is that of E(x, y), where JEM has that of
-# E(x); no spectral normalisation; Gaussian noise of 0.03 on the digits; samples by the EMA weights.
-# `sample(n)` draws y ~ p(y), then x ~ p(x | y): descent in E(x) from noise finds the deepest class again and
-# again.
+# E(x); no spectral normalisation; noise of 0.03 on the digits; samples by the EMA weights. `sample(n)` draws
+# y ~ p(y), then x ~ p(x | y): descent in E(x) from noise finds the deepest class again and again.
 #
 # Things to break:
 # 1. In `main`, put buffer.x[j] = torch.randint_like(buffer.x[j], 256): chains never grow older than 20 steps,
@@ -291,44 +248,39 @@ def evaluate(run, model, x, y, x_train, y_train):
 # 2. Set --energy-penalty 0: the energies drift away from 0.
 # 3. In `langevin`, set noise=0.1: samples drown in grain.
 #
-# References: JEM: Grathwohl et al. 2020 (1912.03263); persistent chains: Tieleman 2008; contrastive
-# divergence: Hinton 2002; Langevin dynamics: Welling & Teh 2011. Read before: ddpm.py. Next: the comparison
-# in README.md.
+# References: JEM: Grathwohl et al. 2020 (1912.03263). Read before: ddpm.py. Next: docs/comparison.md.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
     """The flags as attributes, and what a training loop needs around it: see `main`."""
-    pause, last_save, notebook = 5, "nothing was saved", "kernel" in Path(sys.argv[0]).name
+    pause, saved, last_save = 5, None, "nothing was saved"
     def __init__(self, argv=None):
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
-        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
-            "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
-            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
+            "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
+            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        for name, (default, about, *_) in flags.items():
-            flag = "--" + name.replace("_", "-")
-            parser.add_argument(flag, type=type(default), default=default, help=f"{about} ({default})")
-        argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
-        args, self.saved, self.stamp = parser.parse_args(argv), None, None
+        for name, (default, about, *limits) in flags.items():
+            flag, kind = "--" + name.replace("_", "-"), type(default)
+            words = limits if limits and kind is str else None
+            parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
+        args = parser.parse_args(argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
-            self.saved, self.stamp = read_checkpoint(model), model.stat().st_mtime_ns
-            parser.set_defaults(**self.saved["settings"])  # for all that the command line leaves open
-            args, Run.last_save = parser.parse_args(argv), f"the run in {args.out} is as it was"
+            load(model)  # which refuses a damaged file
+            self.saved = torch.load(model, map_location="cpu", weights_only=True)
+            Run.last_save = f"the run in {args.out} is as it was"
+            args = parser.parse_args(argv, argparse.Namespace(**self.saved["settings"]))
         for name, (default, _, *limits) in flags.items():
-            value, word = getattr(args, name), isinstance(default, str)
-            if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
-                limits = (", " if word else " to ").join(map(str, limits))
-                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
+            if type(default) is not str and not limits[0] <= getattr(args, name) <= limits[1]:
+                parser.error(f"--{name.replace('_', '-')} is out of range: {limits[0]} to {limits[1]}")
         vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
-        self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
     def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
-        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
+        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device
         fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
                 "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
         return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
@@ -343,15 +295,20 @@ class Run:
                 raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, state in {k: self.saved["state"][k] for k in parts | self.saved["state"]}.items():
+                for name, part in parts.items():
+                    state = self.saved["state"][name]
                     if "last_epoch" in state:  # a schedule: its place; --steps may be new
                         state = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
-                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                    if "param_groups" in state:  # an optimiser: its moments and rate; --lr may be new
+                        groups = zip(part.state_dict()["param_groups"], state["param_groups"])
                         state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    parts[name].load_state_dict(state)
+                    part.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
+        elif (self.out / "model.pt").exists():
+            aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
+            print(f"an earlier run is in {self.out}: it moves to {self.out.rename(aside)}", flush=True)
+        self.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
         usual = signal.signal(signal.SIGINT, stop)
         try:
@@ -387,59 +344,39 @@ class Run:
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
         saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
         torch.save(saved, blob := io.BytesIO())
-        self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
+        (part := self.out / "model.pt.part").write_bytes(blob.getvalue())
+        part.replace(self.out / "model.pt")  # whole or not at all
         Run.last_save = f"step {self.step:,} is saved in {self.out}"
         self.picture("samples.png", samples)
         self.losses, self.kept = [], time.perf_counter()
         self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
-    def write(self, name, blob):
-        """Write out/name whole or not at all. An earlier run there moves aside, a later one stays."""
-        try:
-            there = name != "probe" and (model := self.out / "model.pt").exists()
-            if there and model.stat().st_mtime_ns != self.stamp:
-                aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
-                self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
-            self.out.mkdir(parents=True, exist_ok=True)
-            (part := self.out / f"{name}.part").write_bytes(blob)
-            return part.replace(self.out / name)
-        except OSError as error:
-            for part in self.out.glob(f"{name}.part"):
-                part.unlink()
-            raise OSError(f"cannot write {self.out / name}: {error.strerror}") from error
-
     def picture(self, name, *figures):
-        """Write a figure as .png, or several as the frames of a .gif; a notebook shows it."""
-        pages, blob = [], io.BytesIO()
+        """Write a figure as .png, or several as the frames of a .gif."""
+        pages = []
         for figure in figures:
             figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
             figure.savefig(page := io.BytesIO(), dpi=120)
             pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
-        pages[0].save(blob, name[-3:], save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
-        self.write(name, blob.getvalue())
-        if self.notebook and not self.losses:
-            from IPython import display
-            display.display(display.Image(blob.getvalue(), format=name[-3:]))
+        pages[0].save(self.out / name, save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
 
     def report(self, results):
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
-        self.write("metrics.json", json.dumps(metrics, indent=1).encode())
+        (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
-        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.plot([p["step"] for p in self.curve], [(p["training"], p["validation"]) for p in self.curve], "o-")
         ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
         self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:
-        main()
+        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:

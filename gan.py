@@ -1,5 +1,4 @@
 # /// script
-# requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "matplotlib"]
 # ///
 """GAN: generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661).
@@ -11,21 +10,18 @@ against the other, both given the class (left out here; a tenth of the digits ca
     D minimises  −E log D(x) − E log(1 − D(G(z)))        2 ln 2 = 1.386 for a D that always answers 1/2
     G minimises  −E log D(G(z))                          the non-saturating loss
 
-The best D against a fixed G is p(x) / (p(x) + p_G(x)). There D's loss is 2 ln 2 − 2 JS(p, p_G), so that it
-measures the Jensen-Shannon divergence of data and samples, and the game is in equilibrium where p_G = p. The
-minimax game would have G minimise E log(1 − D(G(z))), which is flat just where D is sure, that is where G
-must learn; −log D is steep there, has the same equilibrium, but no longer descends JS.
+The best D against a fixed G is p(x) / (p(x) + p_G(x)). There D's loss is 2 ln 2 − 2 JS(p, p_G), with JS the
+Jensen-Shannon divergence, and the game is in equilibrium where p_G = p. The minimax game would have G
+minimise E log(1 − D(G(z))), flat where D is sure and G must learn; −log D is steep there.
 
 What keeps it stable. Unchecked, D grows ever steeper, and the two chase each other in circles. R1 adds γ/2 ·
-E‖∂D's logit / ∂x‖² at real digits: flat where the data are, so that near the equilibrium the two spiral
-inwards. Against mode collapse (G draws only one digit, which passes) D also sees the minibatch standard
-deviation: how much the images of a batch differ.
+E‖∂D's logit / ∂x‖² at real digits: flat where the data are, the two spiral inwards. Against mode collapse (G
+draws only one digit, which passes) D sees the minibatch standard deviation: how much a batch's images differ.
 
 How to read the losses. They do not fall: each is measured against an opponent that learns. D's is near 0 when
-D has won and G learns nothing, and near 1.386 when D cannot tell real from generated: because G is good, or
-because D is weak, or held flat by R1. If unseen digits score as generated ones do, and training digits higher
-(picture `game`), D has memorised. Mode collapse does not show in the losses but in the samples: the same
-digit from every z, shares of the classes that are off.
+D has won and G learns nothing, and near 1.386 when D cannot tell real from generated: because G is good, or D
+is weak, or held flat by R1. If training digits score higher than unseen ones (picture `game`), D has
+memorised. Mode collapse shows in the samples alone: one digit from every z, shares of classes that are off.
 
 Sampling: one pass. p(x): none, not even a bound; nothing but counting samples shows which digits G never
 draws. Latent: z, without an encoder. Good at: sharp samples, speed. Bad at: coverage, and being measured.
@@ -37,8 +33,7 @@ draws. Latent: z, without an encoder. Good at: sharp samples, speed. Bad at: cov
     step 6,000/6,000  discriminator loss, nats 1.3493  1,340 digits/s  0 min 00 s left
 
 A separate classifier finds the class asked for in 99.0 % of 5,000 samples. In its features the Fréchet
-distance to the test digits is 0.6. The total variation distance between the classes of 1,000 unconditional
-samples and of the test set is 0.050.
+distance to the test digits is 0.6.
 """
 import argparse
 import io
@@ -50,7 +45,6 @@ import time
 from pathlib import Path
 
 from data import mnist
-
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -74,7 +68,6 @@ SETTINGS = {
 # %% Model: a generator that turns noise into digits, a discriminator that tells generated from real
 class Generator(nn.Module):
     """z (B, Z) and classes y (B,), 0..9 or NULL, to images (B, 1, 28, 28) in [0, 1]."""
-
     def __init__(self, channels=32, latent_dim=64, conditional=True):
         super().__init__()
         self.latent_dim, self.conditional, self.label = latent_dim, conditional, nn.Embedding(11, latent_dim)
@@ -102,7 +95,6 @@ class Generator(nn.Module):
 
 class Discriminator(nn.Module):
     """Logits (B,) of D(x, y), the probability that images x (B, 1, 28, 28) of classes y (B,) are real."""
-
     def __init__(self, channels=32):
         super().__init__()
         C = channels
@@ -140,8 +132,7 @@ def drop_labels(y, rate):
 # %% Training
 def main(argv=None):
     run = Run(argv)  # flags, output folder, resuming: the frame, at the end of this file
-    x, y, x_test, y_test, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
     run.baselines = {"discriminator loss if D = 1/2, nats": 2 * math.log(2)}
 
@@ -184,88 +175,61 @@ def main(argv=None):
             with torch.no_grad():
                 seen, unseen = D(x[:1000] / 255, y[:1000]), D(x[n:][:1000] / 255, y[n:][:1000])
                 fake = D(ema.module.sample(len(seen), y[:1000]), y[:1000])
-            means = [logits.sigmoid().mean().item() for logits in (seen, unseen, fake)]
-            samples = ema.module.sample(40, torch.arange(40) % 10)
-            run.save(discriminator_loss(unseen, fake).item(), grid(samples, f"samples after {step:,} steps"),
-                     D=means)  # mean D(x) of training, unseen and generated digits
-    evaluate(run, ema.module, x_test, y_test, x[:n], y[:n])
+            means = [logits.sigmoid().mean().item() for logits in (seen, unseen, fake)]  # mean D(x) of each
+            samples = grid(ema.module.sample(40, torch.arange(40) % 10), f"samples, step {step:,}")
+            run.save(discriminator_loss(unseen, fake).item(), samples, D=means)
+    evaluate(run, ema.module, x[:10000], y[:10000], y_test)
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-
 # %% Evaluation: a saved model, a picture, the quality of samples
-def read_checkpoint(path):
-    """What `Run.save` wrote: a dict of name, settings, source, step, seconds, curve and state."""
-    with open(path, "rb") as file:
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            assert saved["name"] == NAME and saved["source"] and saved["settings"] and saved["state"]
-            return saved
-        except Exception as error:  # a damaged file breaks the unpickler in many ways
-            raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
-
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The generator of a saved run with its EMA weights, ready to sample."""
-    saved = read_checkpoint(path)
-    s = saved["settings"]
-    ema = AveragedModel(Generator(s["channels"], s["latent_dim"], s["label_dropout"] < 1))
-    ema.load_state_dict(saved["state"]["ema"])
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        s = saved["settings"]
+        ema = AveragedModel(Generator(s["channels"], s["latent_dim"], s["label_dropout"] < 1))
+        ema.load_state_dict(saved["state"]["ema"])
+    except Exception as error:  # a damaged file breaks in many ways
+        raise OSError(f"{path} is missing, damaged, or no checkpoint of {NAME}.py") from error
     return ema.module.to(device).eval()
 
-def grid(images, title, cols=None, rows=None, columns=10):
-    """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of columns and rows."""
-    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
-    figure = Figure(figsize=(columns / 2 + 1.2, len(tiles) / 56 + 0.9), layout="constrained")
-    figure.suptitle(title, size=10)
-    ax = figure.subplots()
+def grid(images, title, rows="", cols="0123456789"):
+    """A figure of images (N, 1, 28, 28) in [0, 1], ten to a row, with names of rows and columns."""
+    tiles = images.float().cpu().view(-1, 10, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
+    ax = Figure(figsize=(6.2, len(tiles) / 56 + 0.9), layout="constrained").subplots()
     ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
-    ax.set_xticks(range(14, 28 * columns, 28), cols or [""] * columns, size=8)
-    ax.set_yticks(range(14, len(tiles), 28), rows or [""] * (len(tiles) // 28), size=8)
+    ax.set(xticks=range(14, 280, 28), xticklabels=cols, title=title, frame_on=False)
+    ax.set(yticks=range(14, 28 * len(rows), 28), yticklabels=rows)
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return figure
+    return ax.figure
+
+def nearest(images, x):
+    """For each image (N, 1, 28, 28) in [0, 1] the nearest of uint8 images x: its index, (N,)."""
+    return torch.cdist(images.flatten(1), x.flatten(1) / 255).argmin(1)
 
 @torch.no_grad()
-def sample_quality(draw, x, y, y_test):
-    """Scores of 1,000 samples draw(n, y), classified as the nearest of 10,000 training images x (uint8)."""
-    digit, near = torch.arange(1000, device=x.device) % 10, x[:10000].flatten(1) / 255
-    given, free = (y[torch.cdist(v.flatten(1), near).argmin(1)] for v in (draw(1000, digit), draw(1000)))
-    shares, real = free.bincount(minlength=10) / 1000, y_test.bincount(minlength=10) / len(y_test)
-    return {"class accuracy by nearest neighbour, 1,000 samples": (given == digit).float().mean().item(),
-            "total variation distance of classes, 1,000 samples": (shares - real).abs().sum().item() / 2}
-
-@torch.no_grad()
-def evaluate(run, model, x, y, x_train, y_train):
-    """Figures and pictures: test classes y; uint8 training images and classes to compare with."""
+def evaluate(run, model, x, y, y_test):
+    """Figures and pictures, with uint8 training images x of classes y to compare with."""
     torch.manual_seed(1)
-    digit, names, near = torch.arange(10, device=x.device), list("0123456789"), x_train[:10000]
+    digit, names = torch.arange(10, device=x.device), list("0123456789")
     samples, z = model.sample(100, digit.repeat(10)), torch.randn(8, model.latent_dim, device=x.device)
-
-    def nearest(images):
-        return torch.cdist(images.flatten(1), near.flatten(1) / 255).argmin(1)
-
-    shares = y_train[nearest(model.sample(2000))].bincount(minlength=10) / 2000
-    real = y.bincount(minlength=10) / len(y)
+    shares = y[nearest(model.sample(2000), x)].bincount(minlength=10) / 2000
+    real = y_test.bincount(minlength=10) / len(y_test)
     run.report({
         "discriminator loss on unseen digits, nats": run.curve[-1]["validation"],
         "rarest class of 2,000 unconditional samples, against its share": (shares / real).min().item(),
-        "commonest class of 2,000 unconditional samples, against its share": (shares / real).max().item(),
-    } | sample_quality(model.sample, x_train, y_train, y))
-
-    run.picture("samples.png", grid(samples, "samples of each class", names))
+        "commonest class of 2,000 unconditional samples, against its share": (shares / real).max().item()})
+    run.picture("samples.png", grid(samples, "samples by class"))
     styles = model.sample(80, digit.repeat(8), z.repeat_interleave(10, 0))
-    run.picture("style.png", grid(styles, "one z a row, one class a column: z is the style", names))
-    walk = [model.sample(10, digit, z[k - 1].lerp(z[k], u).repeat(10, 1))
-            for k in range(8) for u in torch.linspace(0, 1, 10).tolist()]
-    run.picture("interpolation.png", grid(torch.cat(walk[:10]), "from one z to another in each class", names))
-    run.picture("interpolation.gif", *(grid(images, "walking through z", names) for images in walk))
-    copies = near[nearest(samples[:20])] / 255
-    run.picture("neighbours.png", grid(torch.cat([samples[:10], copies[:10], samples[10:20], copies[10:]]),
-                                       "the nearest of 10,000 training digits: copied, or new?", names,
-                                       ["sample", "nearest"] * 2))
+    run.picture("style.png", grid(styles, "one z a row, one class a column: z is the style"))
+    walk = [z[k - 1].lerp(z[k], u / 10).repeat(10, 1) for k in range(8) for u in range(10)]
+    run.picture("interpolation.gif", *(grid(model.sample(10, digit, step), "a walk in z") for step in walk))
+    pairs = torch.cat([samples[:10], x[nearest(samples[:10], x)] / 255])
+    run.picture("neighbours.png", grid(pairs, "below each sample the nearest of 10,000 training digits"))
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([p["step"] for p in run.curve], [p["D"] for p in run.curve], "o-", ms=3, label=[
-        "training digits", "unseen digits", "generated digits"])
+    steps, means = [p["step"] for p in run.curve], [p["D"] for p in run.curve]
+    left.plot(steps, means, label=["training digits", "unseen digits", "generated digits"])
     left.set(title="mean D(x): 0.5 means it cannot tell real from generated", xlabel="step", ylabel="D(x)")
     left.legend()
     right.bar(names, 100 * shares.cpu())
@@ -274,54 +238,49 @@ def evaluate(run, model, x, y, x_train, y_train):
     run.picture("game.png", figure)
 
 # %% Notes
-# Differs from the papers: DCGAN's convolutions (Radford, Metz & Chintala 2016, 1511.06434) at 28 x 28,
-# without batch normalisation; R1 (Mescheder, Geiger & Nowozin 2018, 1801.04406) at every fourth step with
-# four times the weight; the class by projection (Miyato & Koyama 2018, 1802.05637); minibatch standard
-# deviation at the last layer (Karras et al. 2018, 1710.10196); samples from an EMA of G's weights; D's output
-# is a logit. `sample(n)` draws y ~ p(y) first.
+# Differs from the paper: DCGAN's convolutions (Radford, Metz & Chintala 2016, 1511.06434) at 28 x 28, without
+# batch normalisation; R1 (Mescheder, Geiger & Nowozin 2018, 1801.04406) at every fourth step with four times
+# the weight; the class by projection (Miyato & Koyama 2018, 1802.05637); minibatch standard deviation at the
+# last layer (Karras et al. 2018, 1710.10196); samples from an EMA of G's weights; D's output is a logit.
 #
 # Things to break:
 # 1. In `generator_loss`, return F.softplus(fake).mean(), a wrong sign: G helps D, whose loss falls to 0.
 # 2. Set --gamma 0: in `game`, D(x) of training digits and of generated ones drift apart.
 # 3. Set --latent-dim 1: on a sphere of one dimension z is −1 or +1, and each row of `style` is one of two.
 #
-# References: the papers above; a GAN of today is R3GAN (Huang et al. 2025, 2501.05441). Read before: vae.py.
-# Next: realnvp.py.
+# References: a GAN of today is R3GAN (Huang et al. 2025, 2501.05441). Read before: vae.py. Next: realnvp.py.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
     """The flags as attributes, and what a training loop needs around it: see `main`."""
-    pause, last_save, notebook = 5, "nothing was saved", "kernel" in Path(sys.argv[0]).name
+    pause, saved, last_save = 5, None, "nothing was saved"
     def __init__(self, argv=None):
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
-        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
-            "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
-            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
+            "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
+            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        for name, (default, about, *_) in flags.items():
-            flag = "--" + name.replace("_", "-")
-            parser.add_argument(flag, type=type(default), default=default, help=f"{about} ({default})")
-        argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
-        args, self.saved, self.stamp = parser.parse_args(argv), None, None
+        for name, (default, about, *limits) in flags.items():
+            flag, kind = "--" + name.replace("_", "-"), type(default)
+            words = limits if limits and kind is str else None
+            parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
+        args = parser.parse_args(argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
-            self.saved, self.stamp = read_checkpoint(model), model.stat().st_mtime_ns
-            parser.set_defaults(**self.saved["settings"])  # for all that the command line leaves open
-            args, Run.last_save = parser.parse_args(argv), f"the run in {args.out} is as it was"
+            load(model)  # which refuses a damaged file
+            self.saved = torch.load(model, map_location="cpu", weights_only=True)
+            Run.last_save = f"the run in {args.out} is as it was"
+            args = parser.parse_args(argv, argparse.Namespace(**self.saved["settings"]))
         for name, (default, _, *limits) in flags.items():
-            value, word = getattr(args, name), isinstance(default, str)
-            if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
-                limits = (", " if word else " to ").join(map(str, limits))
-                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
+            if type(default) is not str and not limits[0] <= getattr(args, name) <= limits[1]:
+                parser.error(f"--{name.replace('_', '-')} is out of range: {limits[0]} to {limits[1]}")
         vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
-        self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
     def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
-        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
+        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device
         fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
                 "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
         return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
@@ -336,15 +295,20 @@ class Run:
                 raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, state in {k: self.saved["state"][k] for k in parts | self.saved["state"]}.items():
+                for name, part in parts.items():
+                    state = self.saved["state"][name]
                     if "last_epoch" in state:  # a schedule: its place; --steps may be new
                         state = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
-                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                    if "param_groups" in state:  # an optimiser: its moments and rate; --lr may be new
+                        groups = zip(part.state_dict()["param_groups"], state["param_groups"])
                         state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    parts[name].load_state_dict(state)
+                    part.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
+        elif (self.out / "model.pt").exists():
+            aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
+            print(f"an earlier run is in {self.out}: it moves to {self.out.rename(aside)}", flush=True)
+        self.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
         usual = signal.signal(signal.SIGINT, stop)
         try:
@@ -380,59 +344,39 @@ class Run:
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
         saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
         torch.save(saved, blob := io.BytesIO())
-        self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
+        (part := self.out / "model.pt.part").write_bytes(blob.getvalue())
+        part.replace(self.out / "model.pt")  # whole or not at all
         Run.last_save = f"step {self.step:,} is saved in {self.out}"
         self.picture("samples.png", samples)
         self.losses, self.kept = [], time.perf_counter()
         self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
-    def write(self, name, blob):
-        """Write out/name whole or not at all. An earlier run there moves aside, a later one stays."""
-        try:
-            there = name != "probe" and (model := self.out / "model.pt").exists()
-            if there and model.stat().st_mtime_ns != self.stamp:
-                aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
-                self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
-            self.out.mkdir(parents=True, exist_ok=True)
-            (part := self.out / f"{name}.part").write_bytes(blob)
-            return part.replace(self.out / name)
-        except OSError as error:
-            for part in self.out.glob(f"{name}.part"):
-                part.unlink()
-            raise OSError(f"cannot write {self.out / name}: {error.strerror}") from error
-
     def picture(self, name, *figures):
-        """Write a figure as .png, or several as the frames of a .gif; a notebook shows it."""
-        pages, blob = [], io.BytesIO()
+        """Write a figure as .png, or several as the frames of a .gif."""
+        pages = []
         for figure in figures:
             figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
             figure.savefig(page := io.BytesIO(), dpi=120)
             pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
-        pages[0].save(blob, name[-3:], save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
-        self.write(name, blob.getvalue())
-        if self.notebook and not self.losses:
-            from IPython import display
-            display.display(display.Image(blob.getvalue(), format=name[-3:]))
+        pages[0].save(self.out / name, save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
 
     def report(self, results):
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
-        self.write("metrics.json", json.dumps(metrics, indent=1).encode())
+        (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
-        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.plot([p["step"] for p in self.curve], [(p["training"], p["validation"]) for p in self.curve], "o-")
         ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
         self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:
-        main()
+        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:

@@ -1,5 +1,4 @@
 # /// script
-# requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "matplotlib"]
 # ///
 """MADE: masked autoencoder for distribution estimation (Germain et al. 2015, arXiv:1502.03509).
@@ -20,9 +19,8 @@ pixels, in nats. Sampling: pixel after pixel. p(x): exact. Latent: none. Good at
 honest. Bad at: well-formed shapes; the network knows nothing of rows, columns and strokes.
 
 Label dropout: a tenth of the digits carry the null label in place of y, so one network gives p(x | y) and
-p(x). The mixture Σ_y p(x | y) / 10, marginal over the classes, is exact too and fits better, and Bayes' rule
-classifies digits. With --orderings K, the masks of K orderings are trained in turn and log p(x) = log (1/K)
-Σ_k p_k(x): likelihoods are averaged, never logits.
+p(x). The mixture Σ_y p(x | y) / 10, marginal over the classes, is exact too and fits better. With --orderings
+K, the masks of K orderings are trained in turn and log p(x) = log (1/K) Σ_k p_k(x).
 
 `python made.py` on MNIST and one core of an Intel Xeon (bfloat16): 303 s of training, 318 s in all.
 
@@ -45,7 +43,6 @@ import time
 from pathlib import Path
 
 from data import mnist
-
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -68,7 +65,6 @@ SETTINGS = {
 # %% Model: a plain network whose weights are multiplied by masks of zeros and ones
 class MADE(nn.Module):
     """p(x | y), the product over pixels i of p(x_i | pixels before i, y): all factors from one pass."""
-
     def __init__(self, D=784, hidden=1024, layers=2, orderings=1, conditional=True):
         super().__init__()
         self.D, self.orderings, self.conditional = D, orderings, conditional
@@ -128,10 +124,10 @@ class MADE(nn.Module):
         return (y if self.conditional else torch.tensor(NULL)).to(self.out.bias.device).expand(n)
 
     @torch.no_grad()
-    def sample(self, n, y=None, given=None, k=0, frames=None):
+    def sample(self, n, y=None, given=None, k=0):
         """n binary images (n, 1, 28, 28), pixel by pixel; y: None (drawn), a class or (n,) classes. Units of
         degree m need the first m pixels alone, so each is computed once: the work of one pass. `given` (n, g)
-        are the first g pixels, if known; the list `frames` collects the images after each row."""
+        are the first g pixels, if known."""
         (hidden, out, direct), (pixel, *units) = self.weights(k), self.degrees(k)
         *b, b_out = self.biases(self.labels(y, n), n)
         x, h = torch.zeros_like(b_out), [torch.zeros_like(bias) for bias in b]
@@ -146,8 +142,6 @@ class MADE(nn.Module):
                 h[layer][:, new] = F.relu(F.linear(below, hidden[layer][new]) + b[layer][:, new])
                 if layer > 0:
                     h[layer][:, new] += below[:, new]
-            if frames is not None and step % 28 == 27:
-                frames.append(x.view(n, 1, 28, 28).clone())
         return x.view(n, 1, 28, 28)
 
 def binarise(x, seed=None):
@@ -162,11 +156,12 @@ def drop_labels(y, rate):
 # %% Training
 def main(argv=None):
     run = Run(argv)  # flags, output folder, resuming: the frame, at the end of this file
-    x, y, x_test, y_test, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
     x_valid, y_valid, x_test = binarise(x[n:], seed=0), y[n:], binarise(x_test, seed=1)
-    run.baselines = {"untrained": 784 * math.log(2), "independent pixels": independent_pixels(x[:n], x_test)}
+    rate = (x[:n].float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).expand_as(x_test)  # how often a pixel is 1
+    run.baselines = {"untrained": 784 * math.log(2),
+                     "independent pixels": 784 * F.binary_cross_entropy(rate, x_test).item()}
 
     torch.manual_seed(run.seed)
     model = MADE(784, run.hidden, run.layers, run.orderings, run.label_dropout < 1).to(run.device)
@@ -185,61 +180,35 @@ def main(argv=None):
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
                 validation = -model.log_prob(x_valid, y_valid).mean().item()
-            samples = model.sample(40, torch.arange(40) % 10)
-            run.save(validation, grid(samples, f"samples after {step:,} steps"))
-    evaluate(run, model, x_test, y_test, x[:n], y[:n])
+            run.save(validation, grid(model.sample(40, torch.arange(40) % 10), f"samples, step {step:,}"))
+    evaluate(run, model, x_test, y_test)
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-
 # %% Evaluation: a saved model, a picture, the quality of samples
-def read_checkpoint(path):
-    """What `Run.save` wrote: a dict of name, settings, source, step, seconds, curve and state."""
-    with open(path, "rb") as file:
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            assert saved["name"] == NAME and saved["source"] and saved["settings"] and saved["state"]
-            return saved
-        except Exception as error:  # a damaged file breaks the unpickler in many ways
-            raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
-
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The model of a saved run, ready to sample."""
-    saved = read_checkpoint(path)
-    s = saved["settings"]
-    model = MADE(784, s["hidden"], s["layers"], s["orderings"], s["label_dropout"] < 1)
-    model.load_state_dict(saved["state"]["model"])
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        s = saved["settings"]
+        model = MADE(784, s["hidden"], s["layers"], s["orderings"], s["label_dropout"] < 1)
+        model.load_state_dict(saved["state"]["model"])
+    except Exception as error:  # a damaged file breaks in many ways
+        raise OSError(f"{path} is missing, damaged, or no checkpoint of {NAME}.py") from error
     return model.to(device).eval()
 
-def grid(images, title, cols=None, rows=None, columns=10):
-    """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of columns and rows."""
-    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
-    figure = Figure(figsize=(columns / 2 + 1.2, len(tiles) / 56 + 0.9), layout="constrained")
-    figure.suptitle(title, size=10)
-    ax = figure.subplots()
+def grid(images, title, rows="", cols="0123456789"):
+    """A figure of images (N, 1, 28, 28) in [0, 1], ten to a row, with names of rows and columns."""
+    tiles = images.float().cpu().view(-1, 10, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
+    ax = Figure(figsize=(6.2, len(tiles) / 56 + 0.9), layout="constrained").subplots()
     ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
-    ax.set_xticks(range(14, 28 * columns, 28), cols or [""] * columns, size=8)
-    ax.set_yticks(range(14, len(tiles), 28), rows or [""] * (len(tiles) // 28), size=8)
+    ax.set(xticks=range(14, 280, 28), xticklabels=cols, title=title, frame_on=False)
+    ax.set(yticks=range(14, 28 * len(rows), 28), yticklabels=rows)
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return figure
+    return ax.figure
 
 @torch.no_grad()
-def sample_quality(draw, x, y, y_test):
-    """Scores of 1,000 samples draw(n, y), classified as the nearest of 10,000 training images x (uint8)."""
-    digit, near = torch.arange(1000, device=x.device) % 10, x[:10000].flatten(1) / 255
-    given, free = (y[torch.cdist(v.flatten(1), near).argmin(1)] for v in (draw(1000, digit), draw(1000)))
-    shares, real = free.bincount(minlength=10) / 1000, y_test.bincount(minlength=10) / len(y_test)
-    return {"class accuracy by nearest neighbour, 1,000 samples": (given == digit).float().mean().item(),
-            "total variation distance of classes, 1,000 samples": (shares - real).abs().sum().item() / 2}
-
-def independent_pixels(x, x_test):
-    """NLL in nats of binary images x_test if each pixel were independent, as often 1 as in uint8 images x."""
-    logits = (x.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).logit().expand_as(x_test)
-    return 784 * F.binary_cross_entropy_with_logits(logits, x_test).item()
-
-@torch.no_grad()
-def evaluate(run, model, x, y, x_train, y_train):
-    """Figures and pictures of binary test images x of classes y; uint8 training images to compare with."""
+def evaluate(run, model, x, y):
+    """Figures and pictures of binary test images x of classes y."""
     torch.manual_seed(1)
     by_class = torch.stack([-model.log_prob(x, digit) for digit in range(10)])  # NLL (10, N)
     marginal = math.log(10) - (-by_class).logsumexp(0)  # p(x) = Σ_y p(y) p(x | y)
@@ -249,75 +218,65 @@ def evaluate(run, model, x, y, x_train, y_train):
         "its standard error": (marginal.std() / len(x) ** 0.5).item(),
         "test NLL, unconditional, nats": -model.log_prob(x).mean().item(),
         "test digits classified by Bayes' rule": (by_class.argmin(0) == y).float().mean().item(),
-    } | sample_quality(model.sample, x_train, y_train, y))
+    })
 
-    digit, names, frames = torch.arange(10, device=x.device), list("0123456789"), []
-    samples = model.sample(100, digit.repeat(10), frames=frames)
-    run.picture("samples.png", grid(samples, "samples of each class", names))
-    run.picture("pixel_by_pixel.gif", *(grid(frame[:40], f"{28 * row + 28} of 784 pixels drawn", names)
-                                        for row, frame in enumerate(frames)))
+    digit = torch.arange(10, device=x.device)
+    samples = model.sample(100, digit.repeat(10))
+    run.picture("samples.png", grid(samples, "samples by class"))
+    run.picture("row_by_row.gif", *(grid(F.pad(samples[:40, :, :r], (0, 0, 0, 28 - r)), f"row {r} of 28")
+                                    for r in range(1, 29)))
     x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
-    half = x10.flatten(1)[:, :392]
-    rows = [x10, F.pad(half, (0, 392)).view_as(x10), *(model.sample(10, digit, half) for _ in range(4))]
-    run.picture("completion.png", grid(torch.cat(rows), "the lower half of a digit, drawn four times", names,
-                                       ["x", "given", 1, 2, 3, 4]))
+    rows = [x10, *(model.sample(10, digit, given=x10.flatten(1)[:, :392]) for _ in range(4))]
+    run.picture("completion.png", grid(torch.cat(rows), "the lower half of x, drawn four times", "x1234"))
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    figure.suptitle("the masks: black weights are kept")
-    for ax, name, ends in zip(figure.subplots(1, 3), ("0", "out", "direct"), (
-            ("pixel", "hidden unit"), ("hidden unit", "logit"), ("pixel", "logit"))):
+    for ax, name in zip(figure.subplots(1, 3), ("0", "out", "direct")):
         ax.imshow(model.get_buffer(f"mask_0_{name}").cpu(), cmap="gray_r", aspect="auto")
-        ax.set(xlabel=f"from {ends[0]}", ylabel=f"to {ends[1]}")
+        ax.set(title=f"mask “{name}”: black weights are kept", xlabel="from unit", ylabel="to unit")
     run.picture("masks.png", figure)
 
 # %% Notes
-# Differs from the paper: digits are binarised afresh for every batch, not once; degrees are spread evenly,
-# not drawn, and are the same in all orderings; the second hidden layer adds to the first (residual, as in
-# Nash & Durkan 2019, 1904.05626); Adam with one cycle of the learning rate; a class, as a bias of each layer.
-# `sample(n)` draws y ~ p(y) first: its NLL is the marginal one.
+# Differs from the paper: digits are binarised afresh for every batch; degrees are spread evenly and are the
+# same in all orderings; the second hidden layer adds to the first (residual, as in Nash & Durkan 2019,
+# 1904.05626); Adam with one cycle of the learning rate; a class, as a bias of each layer.
 #
 # Things to break:
-# 1. In `__init__`, make the direct mask >= for >: a pixel sees itself, the loss falls towards 0, samples are
-#    noise.
+# 1. In `__init__`, make the direct mask >= for >: a pixel sees itself, the loss nears 0, samples are noise.
 # 2. In `main`, put (x[i] > 127).float() for binarise(x[i]): training falls far below validation.
 # 3. Set --label-dropout 1: samples ignore the class, Bayes' rule finds one digit in ten.
 #
-# References: NADE: Larochelle & Murray 2011. Read before: nothing. Next: char_rnn.py, the chain rule for
-# text, or pixelcnn.py, which knows rows and columns.
+# References: NADE: Larochelle & Murray 2011. Read before: nothing. Next: char_rnn.py, or pixelcnn.py.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
     """The flags as attributes, and what a training loop needs around it: see `main`."""
-    pause, last_save, notebook = 5, "nothing was saved", "kernel" in Path(sys.argv[0]).name
+    pause, saved, last_save = 5, None, "nothing was saved"
     def __init__(self, argv=None):
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
-        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
-            "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
-            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
+            "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
+            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        for name, (default, about, *_) in flags.items():
-            flag = "--" + name.replace("_", "-")
-            parser.add_argument(flag, type=type(default), default=default, help=f"{about} ({default})")
-        argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
-        args, self.saved, self.stamp = parser.parse_args(argv), None, None
+        for name, (default, about, *limits) in flags.items():
+            flag, kind = "--" + name.replace("_", "-"), type(default)
+            words = limits if limits and kind is str else None
+            parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
+        args = parser.parse_args(argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
-            self.saved, self.stamp = read_checkpoint(model), model.stat().st_mtime_ns
-            parser.set_defaults(**self.saved["settings"])  # for all that the command line leaves open
-            args, Run.last_save = parser.parse_args(argv), f"the run in {args.out} is as it was"
+            load(model)  # which refuses a damaged file
+            self.saved = torch.load(model, map_location="cpu", weights_only=True)
+            Run.last_save = f"the run in {args.out} is as it was"
+            args = parser.parse_args(argv, argparse.Namespace(**self.saved["settings"]))
         for name, (default, _, *limits) in flags.items():
-            value, word = getattr(args, name), isinstance(default, str)
-            if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
-                limits = (", " if word else " to ").join(map(str, limits))
-                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
+            if type(default) is not str and not limits[0] <= getattr(args, name) <= limits[1]:
+                parser.error(f"--{name.replace('_', '-')} is out of range: {limits[0]} to {limits[1]}")
         vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
-        self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
     def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
-        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
+        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device
         fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
                 "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
         return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
@@ -332,15 +291,20 @@ class Run:
                 raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, state in {k: self.saved["state"][k] for k in parts | self.saved["state"]}.items():
+                for name, part in parts.items():
+                    state = self.saved["state"][name]
                     if "last_epoch" in state:  # a schedule: its place; --steps may be new
                         state = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
-                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                    if "param_groups" in state:  # an optimiser: its moments and rate; --lr may be new
+                        groups = zip(part.state_dict()["param_groups"], state["param_groups"])
                         state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    parts[name].load_state_dict(state)
+                    part.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
+        elif (self.out / "model.pt").exists():
+            aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
+            print(f"an earlier run is in {self.out}: it moves to {self.out.rename(aside)}", flush=True)
+        self.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
         usual = signal.signal(signal.SIGINT, stop)
         try:
@@ -376,59 +340,39 @@ class Run:
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
         saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
         torch.save(saved, blob := io.BytesIO())
-        self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
+        (part := self.out / "model.pt.part").write_bytes(blob.getvalue())
+        part.replace(self.out / "model.pt")  # whole or not at all
         Run.last_save = f"step {self.step:,} is saved in {self.out}"
         self.picture("samples.png", samples)
         self.losses, self.kept = [], time.perf_counter()
         self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
-    def write(self, name, blob):
-        """Write out/name whole or not at all. An earlier run there moves aside, a later one stays."""
-        try:
-            there = name != "probe" and (model := self.out / "model.pt").exists()
-            if there and model.stat().st_mtime_ns != self.stamp:
-                aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
-                self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
-            self.out.mkdir(parents=True, exist_ok=True)
-            (part := self.out / f"{name}.part").write_bytes(blob)
-            return part.replace(self.out / name)
-        except OSError as error:
-            for part in self.out.glob(f"{name}.part"):
-                part.unlink()
-            raise OSError(f"cannot write {self.out / name}: {error.strerror}") from error
-
     def picture(self, name, *figures):
-        """Write a figure as .png, or several as the frames of a .gif; a notebook shows it."""
-        pages, blob = [], io.BytesIO()
+        """Write a figure as .png, or several as the frames of a .gif."""
+        pages = []
         for figure in figures:
             figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
             figure.savefig(page := io.BytesIO(), dpi=120)
             pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
-        pages[0].save(blob, name[-3:], save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
-        self.write(name, blob.getvalue())
-        if self.notebook and not self.losses:
-            from IPython import display
-            display.display(display.Image(blob.getvalue(), format=name[-3:]))
+        pages[0].save(self.out / name, save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
 
     def report(self, results):
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
-        self.write("metrics.json", json.dumps(metrics, indent=1).encode())
+        (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
-        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.plot([p["step"] for p in self.curve], [(p["training"], p["validation"]) for p in self.curve], "o-")
         ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
         self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:
-        main()
+        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:

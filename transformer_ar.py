@@ -1,37 +1,29 @@
 # /// script
-# requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "matplotlib"]
 # ///
 """Transformer: GPT's model for images (Vaswani et al. 2017, arXiv:1706.03762; Chen et al. 2020, ImageGPT).
 
-A digit x is a sequence of T tokens, each one of K symbols. Its probability is a product of T factors, with
-the class y where it is given:
+A digit x of class y is a sequence of T tokens, each one of K symbols. Its probability is a product:
 
     log p(x | y) = Σ_t log p(x_t | x_1, …, x_{t−1}, y)
     attention(Q, K, V)_t = Σ_{s ≤ t} softmax_s(q_t · k_s / √d) v_s
 
-Position t computes a query q_t, a key k_t and a value v_t, compares its query with the keys of positions up
-to t and takes the weighted mean of their values (attention.png). The input of position t is the token before,
-x_{t−1}, so that it may attend to itself; the input of position 1 is the class, for a tenth of the digits the
-null label.
+Position t computes a query q_t, a key k_t and a value v_t, compares its query with the keys up to t and takes
+the weighted mean of their values (attention.png). Its input is the token before, x_{t−1}, so that it may
+attend to itself; position 1 is given the class, for a tenth of the digits the null label. Every 2 x 2 patch
+of binary pixels is a token, K = 16, T = 196; with --patch 1 every pixel is one, as in ImageGPT.
+Training: minimise the negative log-likelihood (NLL) −log p(x | y), cross-entropy summed over the tokens.
+Sampling: token after token, with the keys and values of earlier tokens cached. p(x): exact. Latent: none.
+Good at: anything, with enough data and time. Bad at: little data, long sequences.
 
-Tokens: every 2 x 2 patch of binary pixels is one of K = 16 symbols, so T = 196; with --patch 1 every pixel is
-a token, T = 784 and K = 2, as in ImageGPT. Both likelihoods are exact.
-
-Training: minimise the negative log-likelihood (NLL) −log p(x | y), cross-entropy summed over the tokens, in
-nats. Sampling: token after token, with the keys and values of earlier tokens cached. p(x): exact. Latent:
-none. Good at: anything, with enough data and time. Bad at: little data, long sequences.
-
-`python transformer_ar.py` on MNIST and two cores of an Intel Xeon (bfloat16): 692 s of training, 789 s in
-all, with other work beside it; alone on them, 491 s and 586 s.
+`python transformer_ar.py` on MNIST, two cores of an Intel Xeon (bfloat16): 692 s of training, 789 s in all.
 
     step 1,016/8,000  NLL, nats 92.0061  227 digits/s  8 min 11 s left
     step 3,746/8,000  NLL, nats 85.6280  154 digits/s  7 min 21 s left
     step 8,000/8,000  NLL, nats 80.3069  185 digits/s  0 min 00 s left
 
-Test set, binarised once, exact: NLL 79.77 nats given the class, 84.61 under the null label; every 10th digit
-81.76 marginal over the classes, 84.45 under the null label. Without classes, `--label-dropout 1`: 82.39. A
-separate classifier finds the class asked for in 88.6 % of 5,000 samples, in 98.3 % at guidance 2.
+Test set, exact: NLL 79.77 nats given the class, 84.61 under the null label; without classes (--label-dropout
+1) 82.39. A separate classifier finds the class asked for in 88.6 % of samples, in 98.3 % at guidance 2.
 """
 import argparse
 import io
@@ -43,7 +35,6 @@ import time
 from pathlib import Path
 
 from data import mnist
-
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -74,12 +65,10 @@ def attention(q, k, v):
 
 class Block(nn.Module):
     """Attention, then an MLP, each added to its input (residual) and normalised before (pre-norm)."""
-
     def __init__(self, D, heads):
         super().__init__()
-        self.heads = heads
-        self.norm1, self.qkv, self.out = nn.LayerNorm(D), nn.Linear(D, 3 * D), nn.Linear(D, D)
-        self.norm2 = nn.LayerNorm(D)
+        self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(D), nn.LayerNorm(D)
+        self.qkv, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
         self.mlp = nn.Sequential(nn.Linear(D, 4 * D), nn.GELU(), nn.Linear(4 * D, D))
 
     def project(self, x):
@@ -92,8 +81,6 @@ class Block(nn.Module):
         if cache is not None:
             cache[0, :, :, t], cache[1, :, :, t] = k[:, :, 0], v[:, :, 0]
             h = F.scaled_dot_product_attention(q, *cache[:, :, :, :t + 1])
-        elif x.is_cuda or x.shape[1] > 256:  # the same, never storing the T x T weights; faster there
-            h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             h, _ = attention(q, k, v)
         x = x + self.out(h.transpose(1, 2).flatten(2))
@@ -101,7 +88,6 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     """p(x | y), the product over tokens t of p(x_t | tokens before t, y): all factors from one pass."""
-
     def __init__(self, width=128, layers=4, heads=2, patch=2, conditional=True):
         super().__init__()
         D, self.patch, self.conditional = width, patch, conditional
@@ -127,15 +113,14 @@ class Transformer(nn.Module):
         return (self.row.weight[:, None] + self.column.weight).flatten(0, 1)
 
     def forward(self, tokens, y=None):
-        """Logits (B, T, K) of tokens (B, T); each depends only on the tokens before its own. y is None (the
-        null label), a class or (B,) classes."""
+        """Logits (B, T, K) of tokens (B, T); each depends only on the tokens before its own."""
         h = self.embed(tokens, y)
         for block in self.blocks:
             h = block(h)
         return self.head(self.norm(h)).float()
 
     def log_prob(self, x, y=None):
-        """log p(x | y) of binary images x (B, 1, 28, 28), exact: nats (B,); y as in `forward`."""
+        """log p(x | y), exact, of binary images x (B, 1, 28, 28); y: None, a class or (B,): nats (B,)."""
         tokens = to_tokens(x, self.patch)
         return -F.cross_entropy(self(tokens, y).transpose(1, 2), tokens, reduction="none").sum(1)
 
@@ -145,35 +130,35 @@ class Transformer(nn.Module):
         return (y if self.conditional else torch.tensor(NULL)).to(self.head.weight.device).expand(n)
 
     @torch.no_grad()
-    def sample(self, n, y=None, guidance=1.0, given=None, frames=None):
-        """n binary images (n, 1, 28, 28), token by token; y: None (drawn), a class or (n,) classes. `given`
-        (n, g) are the first g tokens, if known; the list `frames` collects the images after each row."""
+    def sample(self, n, y=None, guidance=1.0):
+        """n binary images (n, 1, 28, 28), token by token; y: None (drawn), a class or (n,) classes. Guidance
+        over 1 exaggerates the class, l(NULL) + w (l(y) − l(NULL)) for logits l (Ho & Salimans 2022)."""
         y = self.labels(y, n)
         y = y if guidance == 1 else torch.cat([y, torch.full_like(y, NULL)])
         tokens, h = torch.zeros(n, self.T, dtype=torch.long, device=y.device), self.label(y)
-        positions = self.positions()
-        heads, D = self.blocks[0].heads, h.shape[1]
-        cache = h.new_zeros(len(self.blocks), 2, len(y), heads, self.T, D // heads)
-        for t in range(self.T):
-            h = (h + positions[t])[:, None]
+        heads = self.blocks[0].heads
+        cache = h.new_zeros(len(self.blocks), 2, len(y), heads, self.T, h.shape[1] // heads)
+        for t, position in enumerate(self.positions()):
+            h = (h + position)[:, None]
             for block, past in zip(self.blocks, cache):
                 h = block(h, past, t)
-            logits = guide(self.head(self.norm(h))[:, 0], guidance)
-            token = torch.multinomial(logits.softmax(1), 1)[:, 0]
-            tokens[:, t] = given[:, t] if given is not None and t < given.shape[1] else token
+            logits = self.head(self.norm(h))[:, 0]
+            if guidance != 1:
+                conditional, null = logits.chunk(2)
+                logits = null + guidance * (conditional - null)
+            tokens[:, t] = torch.multinomial(logits.softmax(1), 1)[:, 0]
             h = self.symbol(tokens[:, t]).repeat(len(y) // n, 1)
-            if frames is not None and (t + 1) * self.patch % 28 == 0:
-                frames.append(to_images(tokens, self.patch))
         return to_images(tokens, self.patch)
 
 # %% Training
 def main(argv=None):
     run = Run(argv)  # flags, output folder, resuming: the frame, at the end of this file
-    x, y, x_test, y_test, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
     x_valid, y_valid, x_test = binarise(x[n:], seed=0), y[n:], binarise(x_test, seed=1)
-    run.baselines = {"untrained": 784 * math.log(2), "independent pixels": independent_pixels(x[:n], x_test)}
+    rate = (x[:n].float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).expand_as(x_test)  # how often a pixel is 1
+    run.baselines = {"untrained": 784 * math.log(2),
+                     "independent pixels": 784 * F.binary_cross_entropy(rate, x_test).item()}
 
     torch.manual_seed(run.seed)
     if run.width % run.heads:
@@ -193,13 +178,11 @@ def main(argv=None):
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad(), run.autocast():
                 validation = -model.log_prob(x_valid[:1000], y_valid[:1000]).mean().item()
-            samples = model.sample(40, torch.arange(40) % 10)
-            run.save(validation, grid(samples, f"samples after {step:,} steps"))
-    evaluate(run, model, x_test, y_test, x[:n], y[:n])
+            run.save(validation, grid(model.sample(40, torch.arange(40) % 10), f"samples, step {step:,}"))
+    evaluate(run, model, x_test, y_test)
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-
-# %% Evaluation: small functions used above
+# %% Evaluation: small functions used above, a saved model, a picture
 def to_tokens(x, patch):
     """Binary images (B, 1, 28, 28) to symbols (B, T): a patch's pixels are a binary number."""
     pixels = F.pixel_unshuffle(x, patch).long()  # (B, patch², H, W)
@@ -208,15 +191,7 @@ def to_tokens(x, patch):
 def to_images(tokens, patch):
     """The inverse of `to_tokens`: symbols (B, T) to images (B, 1, 28, 28)."""
     place = torch.arange(patch**2, device=tokens.device)[:, None, None]
-    pixels = tokens.view(len(tokens), 1, 28 // patch, -1) >> place & 1  # (B, patch², H, W)
-    return F.pixel_shuffle(pixels.float(), patch)
-
-def guide(logits, w):
-    """Classifier-free guidance (Ho & Salimans 2022): l(NULL) + w (l(y) − l(NULL)), of both in one batch."""
-    if w == 1:
-        return logits
-    conditional, null = logits.chunk(2)
-    return null + w * (conditional - null)
+    return F.pixel_shuffle((tokens.view(len(tokens), 1, 28 // patch, -1) >> place & 1).float(), patch)
 
 def binarise(x, seed=None):
     """A Bernoulli draw of each pixel of uint8 images, its grey value the probability; `seed` fixes it."""
@@ -227,155 +202,102 @@ def drop_labels(y, rate):
     """Labels (B,), each the null label with probability `rate`: one network learns p(x | y) and p(x)."""
     return torch.where(torch.rand(len(y), device=y.device) < rate, NULL, y)
 
-# %% Evaluation: a saved model, a picture, the quality of samples
-def read_checkpoint(path):
-    """What `Run.save` wrote: a dict of name, settings, source, step, seconds, curve and state."""
-    with open(path, "rb") as file:
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            assert saved["name"] == NAME and saved["source"] and saved["settings"] and saved["state"]
-            return saved
-        except Exception as error:  # a damaged file breaks the unpickler in many ways
-            raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
-
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The model of a saved run, ready to sample."""
-    saved = read_checkpoint(path)
-    s = saved["settings"]
-    model = Transformer(s["width"], s["layers"], s["heads"], s["patch"], s["label_dropout"] < 1)
-    model.load_state_dict(saved["state"]["model"])
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        s = saved["settings"]
+        model = Transformer(s["width"], s["layers"], s["heads"], s["patch"], s["label_dropout"] < 1)
+        model.load_state_dict(saved["state"]["model"])
+    except Exception as error:  # a damaged file breaks in many ways
+        raise OSError(f"{path} is missing, damaged, or no checkpoint of {NAME}.py") from error
     return model.to(device).eval()
 
-def grid(images, title, cols=None, rows=None, columns=10):
-    """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of columns and rows."""
-    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
-    figure = Figure(figsize=(columns / 2 + 1.2, len(tiles) / 56 + 0.9), layout="constrained")
-    figure.suptitle(title, size=10)
-    ax = figure.subplots()
+def grid(images, title, rows="", cols="0123456789"):
+    """A figure of images (N, 1, 28, 28) in [0, 1], ten to a row, with names of rows and columns."""
+    tiles = images.float().cpu().view(-1, 10, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
+    ax = Figure(figsize=(6.2, len(tiles) / 56 + 0.9), layout="constrained").subplots()
     ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
-    ax.set_xticks(range(14, 28 * columns, 28), cols or [""] * columns, size=8)
-    ax.set_yticks(range(14, len(tiles), 28), rows or [""] * (len(tiles) // 28), size=8)
+    ax.set(xticks=range(14, 280, 28), xticklabels=cols, title=title, frame_on=False)
+    ax.set(yticks=range(14, 28 * len(rows), 28), yticklabels=rows)
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return figure
+    return ax.figure
 
 @torch.no_grad()
-def sample_quality(draw, x, y, y_test):
-    """Scores of 1,000 samples draw(n, y), classified as the nearest of 10,000 training images x (uint8)."""
-    digit, near = torch.arange(1000, device=x.device) % 10, x[:10000].flatten(1) / 255
-    given, free = (y[torch.cdist(v.flatten(1), near).argmin(1)] for v in (draw(1000, digit), draw(1000)))
-    shares, real = free.bincount(minlength=10) / 1000, y_test.bincount(minlength=10) / len(y_test)
-    return {"class accuracy by nearest neighbour, 1,000 samples": (given == digit).float().mean().item(),
-            "total variation distance of classes, 1,000 samples": (shares - real).abs().sum().item() / 2}
-
-def independent_pixels(x, x_test):
-    """NLL in nats of binary images x_test if each pixel were independent, as often 1 as in uint8 images x."""
-    logits = (x.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).logit().expand_as(x_test)
-    return 784 * F.binary_cross_entropy_with_logits(logits, x_test).item()
-
-@torch.no_grad()
-def evaluate(run, model, x, y, x_train, y_train):
-    """Figures and pictures of binary test images x of classes y; uint8 training images to compare with."""
+def evaluate(run, model, x, y):
+    """Figures and pictures of binary test images x of classes y."""
     torch.manual_seed(1)
-
-    def nll(x, y):
-        return torch.cat([-model.log_prob(*part) for part in zip(x.split(25), y.expand(len(x)).split(25))])
-
-    digit, names, frames = torch.arange(10, device=x.device), list("0123456789"), []
-    by_class = torch.stack([nll(x[::10], d) for d in digit])  # (10, N / 10)
-    marginal = math.log(10) - (-by_class).logsumexp(0)  # p(x) = Σ_y p(y) p(x | y)
-    conditional, null = nll(x, y), nll(x, torch.tensor(NULL, device=x.device))
+    digit, parts = torch.arange(10, device=x.device), list(zip(x.split(25), y.split(25)))
+    conditional = -torch.cat([model.log_prob(*part) for part in parts])
+    null = -torch.cat([model.log_prob(part) for part, _ in parts])
+    by_class = torch.stack([torch.cat([model.log_prob(v, d) for v in x[::10].split(25)]) for d in digit])
+    marginal = math.log(10) - by_class.logsumexp(0)  # p(x) = Σ_y p(y) p(x | y)
     run.report({
         "test NLL, conditional, nats": conditional.mean().item(),
         "its standard error": (conditional.std() / len(x) ** 0.5).item(),
         "test NLL, unconditional, nats": null.mean().item(),
         "every 10th digit: NLL, unconditional, nats": null[::10].mean().item(),
-        "every 10th digit: NLL, marginal over the classes, nats": marginal.mean().item(),
-        "every 10th digit: classified by Bayes' rule": (by_class.argmin(0) == y[::10]).float().mean().item(),
-    } | sample_quality(model.sample, x_train, y_train, y))
-
-    samples = model.sample(100, digit.repeat(10), frames=frames)
-    run.picture("samples.png", grid(samples, "samples of each class", names))
-    run.picture("pixel_by_pixel.gif", *(
-        grid(frame[:40], f"{28 * model.patch * (row + 1)} of 784 pixels drawn", names)
-        for row, frame in enumerate(frames)))
-    guided = [model.sample(20, digit.repeat(2), w) for w in (1, 2, 4)]
-    run.picture("guidance.png", grid(torch.cat(guided), "more and more guidance w", names, [
-        f"w = {w}" for w in (1, 1, 2, 2, 4, 4)]))
-    x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
-    upper = to_tokens(x10, model.patch)[:, :model.T // 2]
-    half = to_images(F.pad(upper, (0, model.T // 2)), model.patch)
-    rows = [x10, half, *(model.sample(10, digit, given=upper) for _ in range(4))]
-    run.picture("completion.png", grid(torch.cat(rows), "the lower half of a digit, drawn four times", names,
-                                       ["x", "given", 1, 2, 3, 4]))
-    side, t = 28 // model.patch, model.T // 2 + 14 // model.patch  # the position in the middle
-    h = model.embed(to_tokens(x10[3:4], model.patch), digit[3:4])
-    figure = Figure(figsize=(2.2 * run.layers, 2.3 * run.heads + 0.6), layout="constrained")
+        "every 10th digit: NLL, marginal over the classes, nats": marginal.mean().item()})
+    samples = model.sample(100, digit.repeat(10))
+    run.picture("samples.png", grid(samples, "samples by class"))
+    run.picture("row_by_row.gif", *(grid(F.pad(samples[:40, :, :r], (0, 0, 0, 28 - r)), f"row {r} of 28")
+                                    for r in range(model.patch, 29, model.patch)))
+    t = model.T // 2 + 14 // model.patch  # the position in the middle; position s is given token s − 1
+    h, figure = model.embed(to_tokens(x[:1], model.patch), y[:1]), Figure((9, 5), layout="constrained")
     figure.suptitle("the tokens to which the one in the middle (square) attends, by layer and head", size=10)
-    axes = figure.subplots(run.heads, run.layers, squeeze=False)
-    for layer, block in enumerate(model.blocks):
-        _, weights = attention(*block.project(h))
-        h = block(h)
-        for head in range(run.heads):  # position s is given token s − 1: shift the weights to where they look
-            image = F.pad(weights[0, head, t, 1:t + 1], (0, model.T - t)).view(side, side).sqrt()
-            axes[head, layer].imshow(x10[3, 0].cpu(), cmap="gray_r", alpha=0.25)
-            axes[head, layer].imshow(image.cpu(), cmap="Oranges", alpha=0.75, extent=(-0.5, 27.5, 27.5, -0.5))
-            axes[head, layer].plot(14.5, 14.5, "s", color="black", fillstyle="none")
-            axes[head, layer].set(title=f"layer {layer + 1}, head {head + 1}", xticks=[], yticks=[])
+    for block, column in zip(model.blocks, figure.subplots(run.heads, run.layers, squeeze=False).T):
+        (_, weights), h = attention(*block.project(h)), block(h)
+        for ax, attended in zip(column, weights[0, :, t, 1:t + 1]):
+            attended = F.pad(attended, (0, model.T - t)).view(28 // model.patch, -1).sqrt().cpu()
+            ax.imshow(x[0, 0].cpu(), cmap="gray_r", alpha=0.25)
+            ax.imshow(attended, cmap="Oranges", alpha=0.75, extent=(-0.5, 27.5, 27.5, -0.5))
+            ax.plot(14.5, 14.5, "s", color="black", fillstyle="none")
+            ax.axis("off")
     run.picture("attention.png", figure)
 
 # %% Notes
-# Differs from the papers: a token is a patch of 2 x 2 binary pixels, not a pixel of 9 bits; a position is a
-# row plus a column (after 600 steps: 94.3 nats of 500 validation digits for 109.5 with a vector for each
-# position); layer norm before each part (pre-norm, as in GPT-2); no dropout; the class as the first input,
-# under the null label for a tenth of the digits; digits binarised afresh for every batch; AdamW with one
-# cycle of the learning rate. `sample(n)` draws y ~ p(y), then x ~ p(x | y): its NLL is the marginal one.
-# Samples with guidance w > 1 are no longer draws of p(x | y): each class gets clearer and less varied.
+# Differs from the papers: a token is a patch of 2 x 2 binary pixels; a position is a row plus a column (after
+# 600 steps 94.3 nats for 109.5 with a vector for each); layer norm before each part (pre-norm, as in GPT-2);
+# no dropout; the class as the first input. Samples with guidance w > 1 are no longer draws of p(x | y).
 #
 # Things to break:
-# 1. In `attention`, put triu(2) for triu(1) (on a CPU): a position sees its own token in the input of the
-#    next, the loss falls to almost 0; the sampler has no next one, and images stay empty.
-# 2. In `Block`, write to cache[0, :, :, 0] and cache[1, :, :, 0]: the loss stays the same, samples forget the
-#    class and all but the token before.
+# 1. In `attention`, put triu(2) for triu(1): a position sees its own token, the loss falls to almost 0.
+# 2. In `Block`, write to cache[0, :, :, 0] and cache[1, :, :, 0]: samples forget all but the token before.
 # 3. In `positions`, return 0 * the sum: no token knows where it is; the loss is higher.
 #
-# References: GPT-2: Radford et al. 2019; guidance: Ho & Salimans 2022 (2207.12598). Read before:
-# gated_pixelcnn.py, char_rnn.py. Next: vae.py, where a latent z stands behind x.
+# References: GPT-2: Radford et al. 2019. Read before: gated_pixelcnn.py, char_rnn.py. Next: vae.py.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
     """The flags as attributes, and what a training loop needs around it: see `main`."""
-    pause, last_save, notebook = 5, "nothing was saved", "kernel" in Path(sys.argv[0]).name
+    pause, saved, last_save = 5, None, "nothing was saved"
     def __init__(self, argv=None):
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
-        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
-            "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
-            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
+            "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
+            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        for name, (default, about, *_) in flags.items():
-            flag = "--" + name.replace("_", "-")
-            parser.add_argument(flag, type=type(default), default=default, help=f"{about} ({default})")
-        argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
-        args, self.saved, self.stamp = parser.parse_args(argv), None, None
+        for name, (default, about, *limits) in flags.items():
+            flag, kind = "--" + name.replace("_", "-"), type(default)
+            words = limits if limits and kind is str else None
+            parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
+        args = parser.parse_args(argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
-            self.saved, self.stamp = read_checkpoint(model), model.stat().st_mtime_ns
-            parser.set_defaults(**self.saved["settings"])  # for all that the command line leaves open
-            args, Run.last_save = parser.parse_args(argv), f"the run in {args.out} is as it was"
+            load(model)  # which refuses a damaged file
+            self.saved = torch.load(model, map_location="cpu", weights_only=True)
+            Run.last_save = f"the run in {args.out} is as it was"
+            args = parser.parse_args(argv, argparse.Namespace(**self.saved["settings"]))
         for name, (default, _, *limits) in flags.items():
-            value, word = getattr(args, name), isinstance(default, str)
-            if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
-                limits = (", " if word else " to ").join(map(str, limits))
-                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
+            if type(default) is not str and not limits[0] <= getattr(args, name) <= limits[1]:
+                parser.error(f"--{name.replace('_', '-')} is out of range: {limits[0]} to {limits[1]}")
         vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
-        self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
     def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
-        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
+        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device
         fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
                 "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
         return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
@@ -390,15 +312,20 @@ class Run:
                 raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, state in {k: self.saved["state"][k] for k in parts | self.saved["state"]}.items():
+                for name, part in parts.items():
+                    state = self.saved["state"][name]
                     if "last_epoch" in state:  # a schedule: its place; --steps may be new
                         state = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
-                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                    if "param_groups" in state:  # an optimiser: its moments and rate; --lr may be new
+                        groups = zip(part.state_dict()["param_groups"], state["param_groups"])
                         state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    parts[name].load_state_dict(state)
+                    part.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
+        elif (self.out / "model.pt").exists():
+            aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
+            print(f"an earlier run is in {self.out}: it moves to {self.out.rename(aside)}", flush=True)
+        self.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
         usual = signal.signal(signal.SIGINT, stop)
         try:
@@ -434,59 +361,39 @@ class Run:
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
         saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
         torch.save(saved, blob := io.BytesIO())
-        self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
+        (part := self.out / "model.pt.part").write_bytes(blob.getvalue())
+        part.replace(self.out / "model.pt")  # whole or not at all
         Run.last_save = f"step {self.step:,} is saved in {self.out}"
         self.picture("samples.png", samples)
         self.losses, self.kept = [], time.perf_counter()
         self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
-    def write(self, name, blob):
-        """Write out/name whole or not at all. An earlier run there moves aside, a later one stays."""
-        try:
-            there = name != "probe" and (model := self.out / "model.pt").exists()
-            if there and model.stat().st_mtime_ns != self.stamp:
-                aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
-                self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
-            self.out.mkdir(parents=True, exist_ok=True)
-            (part := self.out / f"{name}.part").write_bytes(blob)
-            return part.replace(self.out / name)
-        except OSError as error:
-            for part in self.out.glob(f"{name}.part"):
-                part.unlink()
-            raise OSError(f"cannot write {self.out / name}: {error.strerror}") from error
-
     def picture(self, name, *figures):
-        """Write a figure as .png, or several as the frames of a .gif; a notebook shows it."""
-        pages, blob = [], io.BytesIO()
+        """Write a figure as .png, or several as the frames of a .gif."""
+        pages = []
         for figure in figures:
             figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
             figure.savefig(page := io.BytesIO(), dpi=120)
             pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
-        pages[0].save(blob, name[-3:], save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
-        self.write(name, blob.getvalue())
-        if self.notebook and not self.losses:
-            from IPython import display
-            display.display(display.Image(blob.getvalue(), format=name[-3:]))
+        pages[0].save(self.out / name, save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
 
     def report(self, results):
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
-        self.write("metrics.json", json.dumps(metrics, indent=1).encode())
+        (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
-        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.plot([p["step"] for p in self.curve], [(p["training"], p["validation"]) for p in self.curve], "o-")
         ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
         self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:
-        main()
+        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:

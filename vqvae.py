@@ -1,5 +1,4 @@
 # /// script
-# requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "matplotlib"]
 # ///
 """VQ-VAE: the vector-quantised autoencoder (van den Oord, Vinyals & Kavukcuoglu 2017, arXiv:1711.00937).
@@ -14,11 +13,8 @@ This evidence lower bound (ELBO) is one term of the sum p(x | y) = Σ_z p(z | y)
 deterministic, so the KL of vae.py becomes −log p(z | y), the cost of the codes. An argmin has no gradient. So
 the decoder's gradient at e_z is copied to z_e unchanged (the straight-through estimator), and a commitment
 loss c ‖z_e − sg(e_z)‖², where sg stops the gradient, keeps the two close; it is added to −ELBO in training.
-An entry e_k is the running mean of the vectors assigned to it (appendix A.1); one that is hardly used
-restarts at a vector of the batch. Usage is measured as perplexity, exp of their entropy.
-
-Sampling: T codes from the prior, then one pass of the decoder (shown are the probabilities). p(x): a lower
-bound. Latent: T codes. Good at: turning data into tokens. Bad at: likelihood.
+An entry is the running mean of its vectors (appendix A.1), or restarts at a vector of the batch if hardly
+used; perplexity is exp of the entropy of their shares. Sampling: codes from the prior, then the decoder.
 
 `python vqvae.py` on MNIST and one core (shared) of an Intel Xeon (bfloat16): 931 s of training, 951 s in all.
 
@@ -27,8 +23,7 @@ bound. Latent: T codes. Good at: turning data into tokens. Bad at: likelihood.
     step 20,000/20,000  -ELBO, nats 105.0177  2,148 digits/s  0 min 00 s left
 
 Test set, binarised once: −ELBO 96.79 nats given the class, of it 35.07 for the codes, 101.22 under the null
-label. Perplexity of the codes: 98 of K = 128. A separate classifier finds the class asked for in 97.1 % of
-5,000 samples.
+label. Perplexity of the codes: 98 of K = 128. A separate classifier finds the class in 97.1 % of samples.
 """
 import argparse
 import io
@@ -40,7 +35,6 @@ import time
 from pathlib import Path
 
 from data import mnist
-
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -65,7 +59,6 @@ SETTINGS = {
 # %% Model: an encoder and a decoder with discrete codes between, and a prior of the codes
 class Codebook(nn.Module):
     """K entries of D numbers, each the running mean of the vectors assigned to it (appendix A.1)."""
-
     def __init__(self, K, D, decay=0.99):
         super().__init__()
         self.K, self.decay = K, decay
@@ -91,7 +84,6 @@ class Codebook(nn.Module):
 
 class Prior(nn.Module):
     """p(z | y), the product over codes t of p(z_t | codes before t, y), by an LSTM (char_rnn.py)."""
-
     def __init__(self, K, T, D=256):
         super().__init__()
         self.code, self.label, self.place = nn.Embedding(K, D), nn.Embedding(11, D), nn.Embedding(T, D)
@@ -166,11 +158,12 @@ class VQVAE(nn.Module):
 # %% Training
 def main(argv=None):
     run = Run(argv)  # flags, output folder, resuming: the frame, at the end of this file
-    x, y, x_test, y_test, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
     x_valid, y_valid, x_test = binarise(x[n:], seed=0), y[n:], binarise(x_test, seed=1)
-    run.baselines = {"untrained": 784 * math.log(2), "independent pixels": independent_pixels(x[:n], x_test)}
+    rate = (x[:n].float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).expand_as(x_test)  # how often a pixel is 1
+    run.baselines = {"untrained": 784 * math.log(2),
+                     "independent pixels": 784 * F.binary_cross_entropy(rate, x_test).item()}
 
     torch.manual_seed(run.seed)
     model = VQVAE(run.hidden, run.codes, run.entries, run.code_dim, run.label_dropout < 1).to(run.device)
@@ -193,13 +186,11 @@ def main(argv=None):
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
                 validation = -model.elbo(x_valid, y_valid).mean().item()
-            samples = model.sample(40, torch.arange(40) % 10)
-            run.save(validation, grid(samples, f"samples after {step:,} steps"))
-    evaluate(run, model, x_test, y_test, x[:n], y[:n])
+            run.save(validation, grid(model.sample(40, torch.arange(40) % 10), f"samples, step {step:,}"))
+    evaluate(run, model, x_test, y_test)
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-
-# %% Evaluation: small functions used above
+# %% Evaluation: small functions used above, a saved model, a picture
 def bernoulli_log_prob(x, logits):
     """log p of binary images x (B, 1, 28, 28) whose pixels are independent given the logits: nats (B,)."""
     return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
@@ -213,59 +204,35 @@ def drop_labels(y, rate):
     """Labels (B,), each the null label with probability `rate`: one network learns p(x | y) and p(x)."""
     return torch.where(torch.rand(len(y), device=y.device) < rate, NULL, y)
 
-# %% Evaluation: a saved model, a picture, the quality of samples
-def read_checkpoint(path):
-    """What `Run.save` wrote: a dict of name, settings, source, step, seconds, curve and state."""
-    with open(path, "rb") as file:
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            assert saved["name"] == NAME and saved["source"] and saved["settings"] and saved["state"]
-            return saved
-        except Exception as error:  # a damaged file breaks the unpickler in many ways
-            raise OSError(f"{path} is damaged, or no checkpoint of {NAME}.py") from error
-
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The model of a saved run, ready to sample."""
-    saved = read_checkpoint(path)
-    s = saved["settings"]
-    model = VQVAE(s["hidden"], s["codes"], s["entries"], s["code_dim"], s["label_dropout"] < 1)
-    model.load_state_dict(saved["state"]["model"])
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        s = saved["settings"]
+        model = VQVAE(s["hidden"], s["codes"], s["entries"], s["code_dim"], s["label_dropout"] < 1)
+        model.load_state_dict(saved["state"]["model"])
+    except Exception as error:  # a damaged file breaks in many ways
+        raise OSError(f"{path} is missing, damaged, or no checkpoint of {NAME}.py") from error
     return model.to(device).eval()
 
-def grid(images, title, cols=None, rows=None, columns=10):
-    """A figure of images (N, 1, 28, 28) in [0, 1], `columns` to a row, with names of columns and rows."""
-    tiles = images.float().cpu().view(-1, columns, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
-    figure = Figure(figsize=(columns / 2 + 1.2, len(tiles) / 56 + 0.9), layout="constrained")
-    figure.suptitle(title, size=10)
-    ax = figure.subplots()
+def grid(images, title, rows="", cols="0123456789"):
+    """A figure of images (N, 1, 28, 28) in [0, 1], ten to a row, with names of rows and columns."""
+    tiles = images.float().cpu().view(-1, 10, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
+    ax = Figure(figsize=(6.2, len(tiles) / 56 + 0.9), layout="constrained").subplots()
     ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
-    ax.set_xticks(range(14, 28 * columns, 28), cols or [""] * columns, size=8)
-    ax.set_yticks(range(14, len(tiles), 28), rows or [""] * (len(tiles) // 28), size=8)
+    ax.set(xticks=range(14, 280, 28), xticklabels=cols, title=title, frame_on=False)
+    ax.set(yticks=range(14, 28 * len(rows), 28), yticklabels=rows)
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return figure
+    return ax.figure
 
 @torch.no_grad()
-def sample_quality(draw, x, y, y_test):
-    """Scores of 1,000 samples draw(n, y), classified as the nearest of 10,000 training images x (uint8)."""
-    digit, near = torch.arange(1000, device=x.device) % 10, x[:10000].flatten(1) / 255
-    given, free = (y[torch.cdist(v.flatten(1), near).argmin(1)] for v in (draw(1000, digit), draw(1000)))
-    shares, real = free.bincount(minlength=10) / 1000, y_test.bincount(minlength=10) / len(y_test)
-    return {"class accuracy by nearest neighbour, 1,000 samples": (given == digit).float().mean().item(),
-            "total variation distance of classes, 1,000 samples": (shares - real).abs().sum().item() / 2}
-
-def independent_pixels(x, x_test):
-    """NLL in nats of binary images x_test if each pixel were independent, as often 1 as in uint8 images x."""
-    logits = (x.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).logit().expand_as(x_test)
-    return 784 * F.binary_cross_entropy_with_logits(logits, x_test).item()
-
-@torch.no_grad()
-def evaluate(run, model, x, y, x_train, y_train):
-    """Figures and pictures of binary test images x of classes y; uint8 training images to compare with."""
+def evaluate(run, model, x, y):
+    """Figures and pictures of binary test images x of classes y."""
     torch.manual_seed(1)
     log_likelihood, log_prior, z = model.terms(x, model.encode(x, y), y)
     bound, null = -log_likelihood - log_prior, -model.elbo(x)
     by_class = torch.stack([model.elbo(x[::10], digit) for digit in range(10)])
+    marginal = math.log(10) - by_class.logsumexp(0)  # p(x) = Σ_y p(y) p(x | y)
     shares = z.flatten().bincount(minlength=run.entries) / z.numel()
     run.report({
         "test -ELBO, conditional, nats": bound.mean().item(),
@@ -273,93 +240,64 @@ def evaluate(run, model, x, y, x_train, y_train):
         "of it -log p(z | y), the codes": -log_prior.mean().item(),
         "test -ELBO, unconditional, nats": null.mean().item(),
         "every 10th digit: -ELBO, unconditional, nats": null[::10].mean().item(),
-        "every 10th digit: -ELBO, marginal over the classes, nats":
-            math.log(10) - by_class.logsumexp(0).mean().item(),
-        "every 10th digit: classified by Bayes' rule": (by_class.argmax(0) == y[::10]).float().mean().item(),
-        "nats of the codes without a prior, T log K": run.codes * math.log(run.entries),
-        "perplexity of the codes": torch.special.entr(shares).sum().exp().item(),
-    } | sample_quality(model.sample, x_train, y_train, y))
+        "every 10th digit: -ELBO, marginal over the classes, nats": marginal.mean().item(),
+        "perplexity of the codes": torch.special.entr(shares).sum().exp().item()})
 
-    digit, names = torch.arange(10, device=x.device), list("0123456789")
-    run.picture("samples.png", grid(model.sample(100, digit.repeat(10)),
-                                    "samples of each class: pixel probabilities", names))
+    run.picture("samples.png", grid(model.sample(100, torch.arange(100) % 10), "samples: pixel probabilities"))
     x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
-    z = model.codebook.nearest(model.encode(x10))
-
-    def decode(z, y=None):
-        return model.decode(model.codebook.entry[z], y).sigmoid()
-
-    run.picture("reconstructions.png", grid(torch.cat([x10, decode(z)]), "digits, and their codes decoded",
-                                            names, ["x", "decoded"]))
-    place = torch.arange(run.codes, device=x.device)
+    z, place = model.terms(x10, model.encode(x10))[2], torch.arange(run.codes, device=x.device)
     morph = [torch.where(place < t, z.roll(-1, 0), z) for t in range(run.codes + 1)]
-    run.picture("morph.png", grid(torch.cat([decode(v) for v in morph]), "to the next digit, code by code",
-                                  names, range(run.codes + 1)))
-    run.picture("morph.gif", *(grid(decode(v), f"{t} of {run.codes} codes are the next digit's", names)
-                               for t, v in enumerate(morph)))
     drawn = torch.randint(run.entries, z.shape, device=x.device)
     other = [torch.where(place == t, drawn, z[3]) for t in place[:8]]
-    run.picture("codes.png", grid(torch.cat([decode(v) for v in other]), "a 3 with one code drawn at random",
-                                  rows=[f"z{t}" for t in range(len(other))]))
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
-    ax = figure.subplots()
-    ax.bar(range(1, run.entries + 1), 100 * shares.sort(descending=True).values.cpu())
-    ax.axhline(100 / run.entries, ls="--", lw=1, color="gray")
-    ax.set(title="share of each entry, test digits; dashed: equal shares", xlabel="entry, sorted", ylabel="%")
-    run.picture("usage.png", figure)
+    images = model.decode(model.codebook.entry[torch.cat(morph + other)]).sigmoid().split(10)
+    run.picture("morph.gif", *(grid(part, "to the next digit, code by code") for part in images[:len(morph)]))
+    run.picture("codes.png", grid(torch.cat(images[len(morph):]), "a 3 with one code a row drawn at random"))
 
 # %% Notes
 # Differs from the paper: the networks of vae.py, so that `diff vae.py vqvae.py` shows the idea, and 16 codes
-# of the whole digit, where the paper's convolutions give 32 x 32 codes, one a place; an LSTM as the prior for
-# the PixelCNN; codebook and prior learned in one run; binary pixels and their likelihood for squared error.
-# In training the encoder sees another binarisation than the one that is scored, so that codes hold no noise.
-# A larger codebook learns more slowly: −ELBO of validation digits in drafts, 102.1 nats with K = 8 after
-# 2,400 steps; after 3,200 103.5 with K = 64 and 109.4 with K = 256; 95.2 with K = 64 after 8,000.
+# of the whole digit for codes of places; an LSTM as the prior for the PixelCNN, learned in one run with the
+# codebook; binary pixels and their likelihood for squared error. In training the encoder sees another
+# binarisation than the one that is scored, so that codes hold no noise. −ELBO of validation digits in drafts:
+# 102.1 nats with K = 8 after 2,400 steps; after 3,200 103.5 with K = 64 and 109.4 with K = 256.
 #
 # Things to break:
-# 1. In `terms`, put e = self.codebook.entry[z]: no gradient of the likelihood reaches the encoder, which
-#    learns from the commitment alone; log p(x | z, y) stays some 20 nats lower.
-# 2. In `update`, put self.count == 0 for self.count < 0.03 * share: an entry that loses its vectors stays
-#    dead; the perplexity is lower.
+# 1. In `terms`, put e = self.codebook.entry[z]: no gradient reaches the encoder; log p(x | z, y) is lower.
+# 2. In `update`, put self.count == 0 for self.count < 0.03 * share: dead entries stay, perplexity is lower.
 # 3. In `sample`, draw the codes by torch.randint(self.codebook.K, (n, self.T)): strokes, but no digits.
 #
-# References: straight-through: Bengio, Léonard & Courville 2013 (1308.3432); restarts: Dhariwal et al. 2020
-# (2005.00341). Read before: vae.py, char_rnn.py. Next: gan.py.
+# References: restarts: Dhariwal et al. 2020 (2005.00341). Read before: vae.py, char_rnn.py. Next: gan.py.
 
 # %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
 class Run:
     """The flags as attributes, and what a training loop needs around it: see `main`."""
-    pause, last_save, notebook = 5, "nothing was saved", "kernel" in Path(sys.argv[0]).name
+    pause, saved, last_save = 5, None, "nothing was saved"
     def __init__(self, argv=None):
         devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
-        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
-            "device": ("cuda" if "cuda" in devices else "cpu", "cpu, cuda, cuda:1 or mps", *devices),
-            "stand_in": ("auto", "drawn data: auto (if need be), always, never", "auto", "always", "never")}
+            "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
+            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        for name, (default, about, *_) in flags.items():
-            flag = "--" + name.replace("_", "-")
-            parser.add_argument(flag, type=type(default), default=default, help=f"{about} ({default})")
-        argv = [] if argv is None and self.notebook else argv  # a notebook's own arguments are Jupyter's
-        args, self.saved, self.stamp = parser.parse_args(argv), None, None
+        for name, (default, about, *limits) in flags.items():
+            flag, kind = "--" + name.replace("_", "-"), type(default)
+            words = limits if limits and kind is str else None
+            parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
+        args = parser.parse_args(argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
-            self.saved, self.stamp = read_checkpoint(model), model.stat().st_mtime_ns
-            parser.set_defaults(**self.saved["settings"])  # for all that the command line leaves open
-            args, Run.last_save = parser.parse_args(argv), f"the run in {args.out} is as it was"
+            load(model)  # which refuses a damaged file
+            self.saved = torch.load(model, map_location="cpu", weights_only=True)
+            Run.last_save = f"the run in {args.out} is as it was"
+            args = parser.parse_args(argv, argparse.Namespace(**self.saved["settings"]))
         for name, (default, _, *limits) in flags.items():
-            value, word = getattr(args, name), isinstance(default, str)
-            if limits and not (value in limits if word else limits[0] <= value <= limits[1]):
-                limits = (", " if word else " to ").join(map(str, limits))
-                parser.error(f"--{name.replace('_', '-')} {value} is out of range: {limits}")
+            if type(default) is not str and not limits[0] <= getattr(args, name) <= limits[1]:
+                parser.error(f"--{name.replace('_', '-')} is out of range: {limits[0]} to {limits[1]}")
         vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
         self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
-        self.write("probe", b"").unlink()  # what cannot be written fails now, not after training
 
     def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
-        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device.split(":")[0]
+        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device
         fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
                 "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
         return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
@@ -374,15 +312,20 @@ class Run:
                 raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
             self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
             try:
-                for name, state in {k: self.saved["state"][k] for k in parts | self.saved["state"]}.items():
+                for name, part in parts.items():
+                    state = self.saved["state"][name]
                     if "last_epoch" in state:  # a schedule: its place; --steps may be new
                         state = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state:  # an optimiser: moments, rate; --lr may be new
-                        groups = zip(parts[name].state_dict()["param_groups"], state["param_groups"])
+                    if "param_groups" in state:  # an optimiser: its moments and rate; --lr may be new
+                        groups = zip(part.state_dict()["param_groups"], state["param_groups"])
                         state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    parts[name].load_state_dict(state)
+                    part.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
+        elif (self.out / "model.pt").exists():
+            aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
+            print(f"an earlier run is in {self.out}: it moves to {self.out.rename(aside)}", flush=True)
+        self.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
         self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
         usual = signal.signal(signal.SIGINT, stop)
         try:
@@ -418,59 +361,39 @@ class Run:
         saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
         saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
         torch.save(saved, blob := io.BytesIO())
-        self.stamp = self.write("model.pt", blob.getvalue()).stat().st_mtime_ns
+        (part := self.out / "model.pt.part").write_bytes(blob.getvalue())
+        part.replace(self.out / "model.pt")  # whole or not at all
         Run.last_save = f"step {self.step:,} is saved in {self.out}"
         self.picture("samples.png", samples)
         self.losses, self.kept = [], time.perf_counter()
         self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
 
-    def write(self, name, blob):
-        """Write out/name whole or not at all. An earlier run there moves aside, a later one stays."""
-        try:
-            there = name != "probe" and (model := self.out / "model.pt").exists()
-            if there and model.stat().st_mtime_ns != self.stamp:
-                aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-                print(f"another run is in {self.out}: {'this' if self.stamp else 'it'} moves to {aside}")
-                self.out = aside if self.stamp else self.out.rename(aside).with_name(self.out.name)
-            self.out.mkdir(parents=True, exist_ok=True)
-            (part := self.out / f"{name}.part").write_bytes(blob)
-            return part.replace(self.out / name)
-        except OSError as error:
-            for part in self.out.glob(f"{name}.part"):
-                part.unlink()
-            raise OSError(f"cannot write {self.out / name}: {error.strerror}") from error
-
     def picture(self, name, *figures):
-        """Write a figure as .png, or several as the frames of a .gif; a notebook shows it."""
-        pages, blob = [], io.BytesIO()
+        """Write a figure as .png, or several as the frames of a .gif."""
+        pages = []
         for figure in figures:
             figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
             figure.savefig(page := io.BytesIO(), dpi=120)
             pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
-        pages[0].save(blob, name[-3:], save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
-        self.write(name, blob.getvalue())
-        if self.notebook and not self.losses:
-            from IPython import display
-            display.display(display.Image(blob.getvalue(), format=name[-3:]))
+        pages[0].save(self.out / name, save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
 
     def report(self, results):
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = "cuda" in self.device, f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
-        self.write("metrics.json", json.dumps(metrics, indent=1).encode())
+        (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-        steps, training, validation = zip(*([p["step"], p["training"], p["validation"]] for p in self.curve))
-        ax.plot(steps, training, "o-", steps, validation, "o-", ms=3)
+        ax.plot([p["step"] for p in self.curve], [(p["training"], p["validation"]) for p in self.curve], "o-")
         ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
         self.picture("curve.png", ax.figure)
 
 if __name__ == "__main__":
     try:
-        main()
+        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:
