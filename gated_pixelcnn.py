@@ -121,7 +121,8 @@ class GatedPixelCNN(nn.Module):
         y is None (the null label), a class or (B,) classes."""
         y, (r, c), (H, W) = self.labels(NULL if y is None else y, len(x)), at or (0, 0), x.shape[2:]
         h = self.stem[1](2 * x - 1, at) + self.place(self.ij[:, :, r:r + H, c:c + W])
-        v = self.stem[0]((2 * x - 1).expand(-1, -1, -1, 28), at) if c == 0 else None  # v comes once a row
+        row = 2 * x - 1 if at is None else (2 * x - 1).expand(-1, -1, 1, 28)
+        v = self.stem[0](row, at) if c == 0 else None  # the vertical stack comes once a row
         for block in self.blocks:
             v, h = block(v, h, y, at)
         return self.head(h).float()

@@ -243,7 +243,7 @@ def evaluate(run, model, x, y):
         "every 10th digit: -ELBO, marginal over the classes, nats": marginal.mean().item(),
         "perplexity of the codes": torch.special.entr(shares).sum().exp().item()})
 
-    run.picture("samples.png", grid(model.sample(100, torch.arange(100) % 10), "samples: pixel probabilities"))
+    run.picture("samples.png", grid(model.sample(100, torch.arange(100) % 10), "samples: probabilities"))
     x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
     z, place = model.terms(x10, model.encode(x10))[2], torch.arange(run.codes, device=x.device)
     morph = [torch.where(place < t, z.roll(-1, 0), z) for t in range(run.codes + 1)]

@@ -153,7 +153,7 @@ def main(argv=None):
     speakers = sorted({speaker for _, _, speaker in train if speaker})
     level, level_test = (torch.cat([compand(torch.from_numpy(x)) for x, *_ in v]) for v in (train, test))
     rate = (level.bincount(minlength=256) + 1.0) / (len(level) + 256)
-    run.baselines = {"untrained": 8.0, "independent levels, bits/sample": -rate.log2()[level_test].mean().item()}
+    run.baselines = {"untrained": 8.0, "level by level, bits/sample": -rate.log2()[level_test].mean().item()}
     data, test = tensors(train, speakers, run.device), tensors(test, speakers, run.device)
     held = torch.arange(len(data[0]), device=run.device) % 20 == 0  # a twentieth is for validation
     valid, data = [v[held][::3] for v in data], [v[~held] if len(v) > 1 else v for v in data]
@@ -227,7 +227,7 @@ def spectrograms(sounds, names, title):
     figure = Figure(figsize=(12, 2.5 * math.ceil(len(sounds) / 5)), layout="constrained")
     figure.suptitle(title)
     for ax, x, name in zip(figure.subplots(math.ceil(len(sounds) / 5), 5).flat, sounds.cpu(), names):
-        ax.specgram(F.pad(x, (0, max(0, 256 - len(x)))) + 1e-5, 256, 8, noverlap=216, cmap="magma", vmin=-60)
+        ax.specgram(F.pad(x, (0, 256)) + 1e-5, NFFT=256, Fs=8, noverlap=216, cmap="magma", vmin=-60)
         ax.set(title=name, xlabel="milliseconds", ylabel="kHz")
     return figure
 

@@ -72,7 +72,7 @@ def rnn_pixels():
 
 
 def wavenet_pixels():
-    return with_state("wavenet_pixels", lambda v, s: v.PixelWaveNet(s["channels"], s["layers"], s["stacks"])).sample
+    return with_state("wavenet_pixels", lambda v, s: v.PixelWaveNet(s["channels"], s["layers"])).sample
 
 
 def fsq():
@@ -95,7 +95,8 @@ IDEAS = {
     "moons": "points in the plane, where the density can be drawn",
     "fsq": "rounded numbers for the codebook",
     "r3gan": "a relativistic loss with gradient penalties",
-    "semi_supervised": "100 labels, the other digits without"}
+    "semi_supervised": "100 labels, the other digits without",
+    "editing": "inpainting, and interpolation between real digits, by a trained model"}
 
 
 def table():

@@ -6,6 +6,7 @@ import re
 import shlex
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -66,3 +67,16 @@ def digits():
     """What data.mnist gives, drawn once, with 200 test digits."""
     x, y, x_test, y_test, source = data.mnist("always")
     return x, y, x_test[:200], y_test[:200], source
+
+
+def continued(model, y, given, draw="rand"):
+    """Samples that begin with the symbols `given` (n, g): the first g draws of the sampler are bent to give them."""
+    columns, usual = iter(given.T), getattr(torch, draw)
+
+    def bent(*args, **more):
+        column = next(columns, None)
+        if column is None:
+            return usual(*args, **more)
+        return 1 - column if draw == "rand" else column[:, None]  # rand < p: 0 makes it a 1, 1 makes it a 0
+    with mock.patch.object(torch, draw, bent):
+        return model.sample(len(given), y)

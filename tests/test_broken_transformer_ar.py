@@ -1,17 +1,18 @@
 """The things to break in transformer_ar.py: each is done, and shows what the notes promise."""
 import torch
-from broken import chapter, thing, trained
+from broken import chapter, continued, thing, trained
 
 from transformer_ar import to_tokens
 
 NAME = "transformer_ar"
 FLAGS = "--steps 600 --batch-size 32 --width 32 --layers 1 --heads 1 --lr 0.01"
 SMALL = (  # digits at half the size, their middle 8 x 8 pixels: 16 positions are learned sooner than 196
-    ("(v.to(run.device) for v in", "(v[:, :, 6:22:2, 6:22:2] if v.ndim == 4 else v for v in"),
+    ("x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)",
+     "x, y, x_test, y_test, run.source = mnist(); x, x_test = (v[:, :, 6:22:2, 6:22:2] for v in (x, x_test))"),
     ("2 ** patch**2, (28 // patch) ** 2", "2 ** patch**2, (8 // patch) ** 2"),
     ("nn.Embedding(28 // patch, D)", "nn.Embedding(8 // patch, D)"),
     ("tokens.view(len(tokens), 1, 28 // patch, -1)", "tokens.view(len(tokens), 1, 8 // patch, -1)"),
-    ('grid(samples, f"samples after {step:,} steps")', "None"))
+    ('grid(model.sample(40, torch.arange(40) % 10), f"samples, step {step:,}")', "None"))
 
 
 def test_1_a_position_that_sees_its_own_token_leaves_no_loss_and_samples_repeat_themselves():
@@ -47,7 +48,7 @@ def test_2_keys_and_values_in_one_place_forget_the_class_and_all_but_the_token_b
 
     def rest(model, y, given):
         torch.manual_seed(0)
-        return model.sample(64, y, given=given)[:, :, 14:]
+        return continued(model, y, given, "multinomial")[:, :, 14:]
 
     for changed in ((8, given), (3, other)):
         assert torch.equal(rest(model, 3, given), rest(model, *changed))

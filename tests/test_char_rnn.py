@@ -161,7 +161,7 @@ def test_longest_matches_against_brute_force(string, corpus):
 
 def test_a_page_shows_every_character_in_its_place_on_a_shade_of_its_own():
     string = "ab\n" + "x" * 85 + "\t$z\n" + "y" * 80 + "\nend"
-    rows = ["ab\n", "x" * 80, "xxxxx\t$z\n", "y" * 80 + "\n", "end"]
+    rows = ["ab\n", "x" * 80, "xxxxx\t$z\n", "y" * 80, "\n", "end"]
     assert "".join(rows) == string
     places = [(r, c) for r, row in enumerate(rows) for c in range(len(row))]
     ax = char_rnn.page(string, "a title", list(range(len(string)))).axes[0]

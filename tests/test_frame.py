@@ -66,7 +66,7 @@ def test_a_chapter_has_its_shape(name):
     assert [p for k, p in enumerate(parts) if p not in parts[:k]] == [
         "Settings", "Model", "Training", "That", "Evaluation", "Notes", "The"]
     whole_idea = next(k for k, line in enumerate(lines) if line.startswith("# %% That is the whole idea"))
-    assert whole_idea < 200
+    assert whole_idea < 200 and text.count("\n") <= 400
     assert max(map(len, lines)) <= 110
     allowed = {"torch", "numpy", "matplotlib", "PIL", "data"} | sys.stdlib_module_names
     assert set(re.findall(r"^(?:import|from) (\w+)", text.split('"""', 2)[2], re.M)) <= allowed
@@ -81,18 +81,15 @@ def test_the_words_are_those_of_the_field(name):
 
 
 @pytest.mark.parametrize("part", [
-    "# %% The frame", "class Run", "def read_checkpoint", "def grid", "def sample_quality", "def drop_labels",
-    "def binarise", "def independent_pixels", 'if __name__ == "__main__"'])
+    "# %% The frame", "class Run", "def grid", "def drop_labels", "def binarise", 'if __name__ == "__main__"'])
 def test_what_chapters_share_is_the_same_to_the_letter(part):
     pattern = rf"^{re.escape(part)}.*?(?=^\S|\Z)"
     found = [re.search(pattern, source(name), re.S | re.M) for name in CHAPTERS]
-    if part == "def independent_pixels":  # of grey images in ddpm.py and realnvp.py
-        found = [match for name, match in zip(CHAPTERS, found) if match and name not in ("ddpm", "realnvp")]
     if part == "def drop_labels":  # wavenet.py drops speakers as well
         found = [match for name, match in zip(CHAPTERS, found) if match and name != "wavenet"]
     found = [match.group() for match in found if match]
     assert len(found) >= 3 and len(set(found)) == 1
-    assert not part.startswith(("#", "if", "class", "def read")) or len(found) == 12
+    assert not part.startswith(("#", "if", "class")) or len(found) == 12
     if part == "class Run":
         assert found[0].rstrip().count("\n") + 1 <= 140
 
@@ -186,8 +183,8 @@ def test_help_can_be_printed_on_an_ascii_terminal(name):
     ("--lr inf", "out of range: 0 to 10"), ("--lr -1", "out of range: 0 to 10"), ("--batch-size -3", "out of range: 1"),
     ("--seed -1", "out of range: 0 to"), ("--label-dropout 1.5", "out of range: 0 to 1"),
     ("--label-dropout nan", "out of range: 0 to 1"),
-    ("--device gpu", "out of range: cpu"), ("--device cuda:99", "out of range: cpu"),
-    ("--stand-in perhaps", "auto, always, never"), ("--no-such-flag 1", "unrecognized")])
+    ("--device gpu", "--device: invalid choice"), ("--device cuda:99", "--device: invalid choice"),
+    ("--stand-in perhaps", "--stand-in: invalid choice"), ("--no-such-flag 1", "unrecognized")])
 @frame_alone
 def test_bad_flags_get_one_sentence_and_status_2(name, bad, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -213,7 +210,7 @@ def test_settings_of_a_chapter_have_ranges(name, bad, says, tmp_path, capsys):
     ("char_rnn", "--text nowhere.txt", "nowhere.txt"), ("wavenet", "--audio nowhere", "nowhere")])
 def test_what_does_not_fit_together_is_refused(name, bad, says, tmp_path):
     assert says in refused(run(name, tmp_path / "out", bad))
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def commands():
@@ -237,7 +234,7 @@ def test_every_command_printed_is_one_that_the_script_knows(line, tmp_path, caps
 
 # Earlier runs, other runs
 @pytest.mark.parametrize("done", ONE_FAST, indirect=True)
-def test_an_earlier_run_is_moved_aside_whole_at_the_first_save(copy):
+def test_an_earlier_run_is_moved_aside_whole(copy):
     name, out = copy
     old = {f.name: f.read_bytes() for f in out.iterdir()}
     printed, _ = finished(run(name, out, "--seed 1", bare=True))
@@ -260,41 +257,6 @@ def test_a_failed_start_leaves_the_earlier_run_alone(copy, tmp_path):
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before
     finished(run(name, out, "--resume --steps 4", bare=True))
     assert torch.load(out / "model.pt", weights_only=True)["step"] == 4
-
-
-def test_of_two_runs_into_one_folder_both_survive(tmp_path):
-    """Both in this process, so that it is certain that they save in turn."""
-    made = importlib.import_module("made")
-    pair = [made.Run(flags("made", tmp_path / "out", f"--seed {seed}")) for seed in (0, 1)]
-    loops = [each.loop(model=torch.nn.Linear(1, 1)) for each in pair]
-    for step in (1, 2, 3):
-        for each, loop in zip(pair, loops):
-            each.source, each.baselines = "no data", {}
-            assert next(loop) == step
-            each.log(torch.tensor(float(step)))
-            each.save(1.0, made.grid(torch.zeros(10, 1, 28, 28), "samples"))
-    for each, loop in zip(reversed(pair), reversed(loops)):  # each gives back the Ctrl-C that it found
-        assert next(loop, None) is None
-        each.report({"seed": each.seed})
-        assert json.loads((each.out / "metrics.json").read_text(encoding="utf-8"))["results"] == {"seed": each.seed}
-    saved = {f.parent.name: torch.load(f, weights_only=True) for f in tmp_path.glob("out*/model.pt")}
-    assert {name: (each["settings"]["seed"], each["step"]) for name, each in saved.items()} == {
-        "out": (1, 3), "out-1": (0, 1), "out-2": (0, 3)}
-    assert all((tmp_path / name / "samples.png").exists() for name in saved)
-
-
-@slow
-def test_of_two_processes_writing_into_one_folder_both_survive(tmp_path):
-    out = tmp_path / "out"
-    first = run("made", out, "--steps 60", bare=True, save_every=0)
-    while not (out / "model.pt").exists():
-        assert first.poll() is None
-        time.sleep(0.01)
-    second = run("made", out, "--steps 25 --seed 1", bare=True, save_every=0)
-    finished(first)
-    finished(second)
-    ends = [torch.load(f, weights_only=True) for f in tmp_path.glob("out*/model.pt")]
-    assert {run["settings"]["seed"] for run in ends if run["step"] == run["settings"]["steps"]} == {0, 1}
 
 
 # Resuming
@@ -349,12 +311,12 @@ def test_a_saved_run_of_another_size_is_refused(copy):
     assert (out / "model.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize("saved, wanted", [(["model"], ["model", "ema"]), (["model", "ema"], ["model"])])
-def test_a_saved_run_of_other_parts_is_refused(saved, wanted, tmp_path):
+def test_a_saved_run_without_a_part_that_is_asked_for_is_refused(tmp_path, monkeypatch):
     made = importlib.import_module("made")
+    monkeypatch.setattr(made, "load", lambda path: None)
     each = made.Run(flags("made", tmp_path))
     each.source = "no data"
-    loop = each.loop(**{name: torch.nn.Linear(1, 1) for name in saved})
+    loop = each.loop(model=torch.nn.Linear(1, 1))
     next(loop)
     each.log(torch.tensor(1.0))
     each.save(1.0, made.grid(torch.zeros(10, 1, 28, 28), "samples"))
@@ -362,7 +324,7 @@ def test_a_saved_run_of_other_parts_is_refused(saved, wanted, tmp_path):
     again = made.Run(flags("made", tmp_path, "--resume"))
     again.source = "no data"
     with pytest.raises(OSError, match="does not fit"):
-        next(again.loop(**{name: torch.nn.Linear(1, 1) for name in wanted}))
+        next(again.loop(model=torch.nn.Linear(1, 1), ema=torch.nn.Linear(1, 1)))
 
 
 class Evil:
@@ -391,7 +353,7 @@ def test_bad_saved_runs_are_refused(name, damage, tmp_path, monkeypatch):
 
 def test_a_bad_saved_run_gets_one_sentence_and_status_2(tmp_path):
     (tmp_path / "model.pt").write_text("no checkpoint")
-    assert "model.pt is damaged" in refused(run("made", tmp_path, "--resume"))
+    assert "model.pt is missing, damaged" in refused(run("made", tmp_path, "--resume"))
     assert (tmp_path / "model.pt").read_text() == "no checkpoint"
 
 
@@ -444,7 +406,7 @@ def test_ctrl_c_at_another_moment_ends_in_one_line_and_costs_no_run(moment, tmp_
     elif moment == "evaluating":
         text = text.replace("    torch.manual_seed(1)\n", f"    {inline}\n", 1)
     else:
-        draws = "        pages, blob = [], io.BytesIO()\n"
+        draws = "        pages = []\n"
         text = text.replace(draws, f"        if name == 'curve.png':\n            {inline}\n{draws}", 1)
     assert (code + text).count("sleep(60)") == 1
     (tmp_path / "data.py").write_text(code, encoding="utf-8")
@@ -525,11 +487,11 @@ try:
 @frame_alone
 def test_an_out_folder_that_cannot_be_written_is_refused_at_once(name, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert "cannot write" in refused(run(name, tmp_path / "file" / "out"))
+    assert str(tmp_path / "file" / "out") in refused(run(name, tmp_path / "file" / "out"))
     if os.name == "posix":
         (tmp_path / "locked").mkdir(mode=0o500)
         locked = tmp_path / "locked" if os.geteuid() else Path("/proc/locked")  # root may write to any real folder
-        with pytest.raises(OSError, match="cannot write"):
+        with pytest.raises(OSError, match="locked"):
             importlib.import_module(name).main(flags(name, locked / "out"))
 
 
@@ -541,9 +503,8 @@ def test_a_full_disk_is_said_and_costs_nothing_that_was_saved(copy):
     before = (out / "model.pt").read_bytes()
     full = run(name, out, "--resume --steps 6", preexec_fn=lambda: resource.setrlimit(  # no file beyond 3 kB
         resource.RLIMIT_FSIZE, (3000, 3000)))
-    assert "cannot write" in refused(full)
+    assert "File too large" in refused(full)
     assert (out / "model.pt").read_bytes() == before
-    assert not list(out.glob("*.part"))
 
 
 def test_data_that_cannot_be_read_are_refused(tmp_path):

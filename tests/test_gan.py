@@ -70,15 +70,10 @@ def test_z_counts_by_its_direction_alone():
     assert torch.allclose(seen[0].view(3, 2, 8).square().mean(2), torch.ones(3, 2))  # z and class on one sphere
 
 
-def test_quality_is_that_of_the_nearest_training_digit():
+def test_the_nearest_training_digit_is_the_one_with_the_smallest_distance():
     torch.manual_seed(0)
-    x, y = (torch.rand(500, 1, 28, 28) * 255).byte(), torch.arange(500) % 10
-
-    def draw(n, labels=None):  # training digits of the classes asked for; sevens where none is
-        return x[torch.full((n,), 7) if labels is None else labels] / 255 * 0.95
-
-    accuracy, distance = gan.sample_quality(draw, x, y, y).values()
-    assert accuracy == 1 and distance == pytest.approx(0.9)
+    x = (torch.rand(500, 1, 28, 28) * 255).byte()
+    assert gan.nearest(x[[7, 300]] / 255 * 0.95, x).tolist() == [7, 300]
 
 
 def test_images_that_are_all_alike_have_a_penalty_to_train_on():

@@ -93,10 +93,10 @@ def test_every_number_is_changed_by_a_coupling_on_each_scale():
     assert (model(x)[0] == 0).all()
     with torch.no_grad():
         for layer in model.fine:
-            layer.body[-1].bias.fill_(1)
+            layer.out.bias.fill_(1)
         fine = model(x)[0]
         for layer in model.coarse:  # one coupling: half of its numbers
-            layer.body[-1].bias.fill_(1)
+            layer.out.bias.fill_(1)
         assert (fine != 0).all() and ((model(x)[0] != fine).sum() == 196)
 
 
@@ -109,7 +109,7 @@ def test_log_prob_is_the_change_of_variables_with_the_gaussian_of_the_class():
         v = (x + torch.rand(x.shape)) / 256
         a = realnvp.EDGE + (1 - 2 * realnvp.EDGE) * v
         z, log_det = model((a / (1 - a)).log(), torch.tensor(classes))
-        prior = stats.norm(model.mean.weight[classes].detach(), model.log_std.weight[classes].detach().exp())
+        prior = stats.norm(model.mean[classes].detach(), model.log_std[classes].detach().exp())
         slope = ((1 - 2 * realnvp.EDGE) / (a * (1 - a)) / 256).log().flatten(1).sum(1)  # of the logit
         by_hand = torch.tensor(prior.logpdf(z.detach()).sum(1)) + log_det + slope
         assert torch.allclose(got.double(), by_hand.detach(), rtol=1e-4)
@@ -156,7 +156,7 @@ def test_at_temperature_0_a_sample_is_the_image_of_the_mean():
     for y in (3, 8):
         x = model.sample(3, y, temperature=0)
         with torch.no_grad():
-            mean = model.inverse(model.mean.weight[y][None], y).sigmoid()
+            mean = model.inverse(model.mean[y][None], y).sigmoid()
         assert torch.equal(x[0], x[1]) and torch.equal(x[1], x[2])
         assert (x[:1] - mean).abs().max() < 0.01
     assert not torch.equal(model.sample(1, 3, temperature=0), model.sample(1, 8, temperature=0))
@@ -168,7 +168,7 @@ def test_a_sample_is_the_way_back_of_its_noise_to_whole_levels():
     with torch.no_grad():
         z, _ = model(realnvp.logit((x + 0.5) / 256)[0].double(), y)
     for temperature in (1.0, 0.5):
-        eps = (z - model.mean(y)) / model.log_std(y).exp() / temperature
+        eps = (z - model.mean[y]) / model.log_std[y].exp() / temperature
         assert torch.equal((255 * model.sample(4, y, temperature, eps)).round().byte(), x)
 
 

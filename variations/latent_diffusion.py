@@ -28,8 +28,8 @@ from torch import nn
 import ddpm
 import vae
 from data import mnist
-from ddpm import DDPM, NULL, ddim_sample, grid, sample_quality
-from variations import start
+from ddpm import DDPM, NULL, ddim_sample, grid
+from variations import checked, start
 
 SETTINGS = ddpm.SETTINGS | {
     "vae_steps": (30000, "optimiser steps of stage one", 1, 10**9), "batch_size": vae.SETTINGS["batch_size"],
@@ -65,7 +65,9 @@ class LatentDiffusion(DDPM):
     def decode(self, z):
         return self.vae.decode(self.m + self.s * z.flatten(1)).sigmoid()
 
-    def eps(self, z, t, y=None):
+    def eps(self, z, t, y=None, w=1):
+        if w != 1:
+            return torch.lerp(self.eps(z, t), self.eps(z, t, y), w)
         t, y = torch.as_tensor(t, device=z.device), self.labels(NULL if y is None else y, len(z))
         waves = (math.pi * t[..., None] / self.T * torch.arange(32, device=z.device)).cos().expand(len(z), 32)
         f = self.net(torch.cat([z.flatten(1), waves, torch.eye(11, device=z.device)[y]], 1)).float()
@@ -83,27 +85,25 @@ def sample(model, n, y=None, steps=25, w=1.6):
     return model.decode(list(ddpm.ddim(model, z, model.labels(y, n), steps, w))[-1][1])
 
 @torch.no_grad()
-def evaluate(seconds, run, model, x, y, x_train, y_train):
+def evaluate(seconds, run, model, x_train, x):
     torch.manual_seed(1)
-    names, digit = list("0123456789"), torch.arange(1000, device=x.device) % 10
+    digit = torch.arange(1000, device=x.device) % 10
     chapter = partial(ddim_sample, DDPM().to(x.device))  # untrained: its speed is the same
-    draw, unguided_draw = (partial(sample, model, steps=run.sampling_steps, w=w) for w in (run.guidance, 1))
-    results = {"seconds of stage one": seconds,
+    draw = partial(sample, model, steps=run.sampling_steps, w=run.guidance)
+    run.report({"seconds of stage one": seconds,
                "test -ELBO of the VAE, nats": -model.vae.elbo(vae.binarise(x, seed=1)).mean().item(),
                "seconds for 1,000 samples": timeit(lambda: draw(1000, digit).cpu(), number=1),
-               "seconds for 1,000 samples, ddpm.py": timeit(lambda: chapter(1000, digit).cpu(), number=1)}
-    guided, unguided = (sample_quality(sampler, x_train, y_train, y) for sampler in (draw, unguided_draw))
-    run.report(results | guided | {f"unguided: {name}": value for name, value in unguided.items()})
-    run.picture("samples.png", grid(draw(100, digit[:100]), "samples of each class", names))
-    x = torch.stack([x[y == d][0] for d in range(10)])  # the first of each class
-    rows = torch.cat([x / 255, *(model.decode(model.encode(x)) for _ in range(3))])
-    run.picture("reconstructions.png", grid(rows, "three z ~ q(z | x), decoded", names, list("x123")))
+               "seconds for 1,000 samples, ddpm.py": timeit(lambda: chapter(1000, digit).cpu(), number=1)})
+    run.picture("samples.png", grid(draw(100, digit[:100]), "samples by class"))
+    rows = torch.cat([x[:10] / 255, *(model.decode(model.encode(x[:10])) for _ in range(3))])
+    run.picture("reconstructions.png", grid(rows, "three z ~ q(z | x), decoded", "x123", cols=" " * 10))
     z = torch.randn(10, model.D, 1, 1, device=x.device)  # decoded at once: the first frame, z ~ N(m, s²)
-    run.picture("chain.gif", *(grid(model.decode(z), f"z_t decoded, t = {t}", names)
+    run.picture("chain.gif", *(grid(model.decode(z), f"z_t decoded, t = {t}")
                                for t, z, _ in ddpm.ddim(model, z, digit[:10], 100, run.guidance)))
 
 def main(argv=None):
-    vars(ddpm).update(NAME="latent_diffusion", SETTINGS=SETTINGS, predict_x0=predict_x0, ddim_sample=sample)
+    vars(ddpm).update(NAME="latent_diffusion", SETTINGS=SETTINGS, predict_x0=predict_x0, ddim_sample=sample,
+                      load=checked)
     run = ddpm.Run(argv)
     path = Path(run.vae or f"{run.out}-vae/model.pt")
     if not run.vae:
@@ -113,7 +113,7 @@ def main(argv=None):
         vae.main([*flags, f"--out={path.parent}", f"--device={run.device}"])
     x = mnist(run.stand_in)[0]
     ddpm.DDPM = partial(LatentDiffusion, trained=vae.load(path), x=x[:len(x) * 11 // 12])
-    ddpm.evaluate = partial(evaluate, vae.read_checkpoint(path)["seconds"])
+    ddpm.evaluate = partial(evaluate, torch.load(path, weights_only=True)["seconds"])
     ddpm.main(argv)  # the chapter's loop, with these in the place of its own
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import realnvp
-from variations import start
+from variations import checked, start
 
 SETTINGS = {"steps": (4000, "optimiser steps", 1, 10**9), "batch_size": (256, "points per step", 1, 10**6),
             "lr": realnvp.SETTINGS["lr"], "couplings": (12, "couplings", 1, 1000),
@@ -72,7 +72,7 @@ def true_log_prob(x):
     return (-squares / (2 * SIGMA**2)).logsumexp(1) - math.log(1000 * 2 * math.pi * SIGMA**2)
 
 def main(argv=None):
-    vars(realnvp).update(NAME="moons", LOSS="NLL, nats", ITEMS="points", SETTINGS=SETTINGS)  # for Run
+    vars(realnvp).update(NAME="moons", LOSS="NLL, nats", ITEMS="points", SETTINGS=SETTINGS, load=checked)
     run = realnvp.Run(argv)
     x, x_valid, x_test = (moons(n, seed).to(run.device) for seed, n in enumerate((60000, 2000, 10000)))
     run.source, best = "two moons", -true_log_prob(x_test)

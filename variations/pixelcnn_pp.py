@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 
 import gated_pixelcnn
 from data import mnist
-from gated_pixelcnn import NULL, drop_labels, grid, sample_quality
+from gated_pixelcnn import NULL, drop_labels, grid
 from realnvp import independent_pixels
-from variations import start
+from variations import checked, start
 
 NATS = 784 * math.log(2)  # of 1 bit/dim
 
@@ -75,13 +75,12 @@ def bits(model, x, y):
     return torch.cat([-model.log_prob(v / 255, w) for v, w in zip(x.split(250), y.split(250))]) / NATS
 
 def main(argv=None):
-    vars(gated_pixelcnn).update(NAME="pixelcnn_pp", LOSS="NLL, bits/dim")  # for Run
+    vars(gated_pixelcnn).update(NAME="pixelcnn_pp", LOSS="NLL, bits/dim", load=checked)  # for Run
     gated_pixelcnn.SETTINGS |= {
         "steps": (14000, "optimiser steps", 1, 10**9), "batch_size": (8, "digits per step", 1, 10**6),
         "levels": ("logistics", "or softmax", "logistics", "softmax")}
     run = gated_pixelcnn.Run(argv)
-    x, y, x_test, y_test, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n = len(x) * 11 // 12  # the last twelfth is for validation
     run.baselines = {"independent pixels, bits/dim": independent_pixels(x[:n], x_test)}
     torch.manual_seed(run.seed)
@@ -99,15 +98,14 @@ def main(argv=None):
         optimizer.step()
         schedule.step()
         if run.log(loss):  # a status line; True every 20 s and at the end
-            samples = grid(model.sample(40, torch.arange(40) % 10), f"samples after {step:,} steps")
+            samples = grid(model.sample(40, torch.arange(40) % 10), f"samples, step {step:,}")
             run.save(bits(model, x[n:][:1000], y[n:][:1000]).mean().item(), samples)
     torch.manual_seed(1)
     conditional, null = (bits(model, x_test, v) for v in (y_test, torch.full_like(y_test, NULL)))
     run.report({"test NLL, conditional, bits/dim": conditional.mean().item(),
                 "its standard error": (conditional.std() / len(x_test) ** 0.5).item(),
-                "test NLL, unconditional, bits/dim": null.mean().item()}
-               | sample_quality(model.sample, x[:n], y[:n], y_test))
-    run.picture("samples.png", grid(model.sample(100, torch.arange(10).repeat(10)), "samples of each class"))
+                "test NLL, unconditional, bits/dim": null.mean().item()})
+    run.picture("samples.png", grid(model.sample(100, torch.arange(10).repeat(10)), "samples by class"))
     level = torch.arange(256, device=run.device).view(-1, 1, 1, 1).expand(-1, 1, 28, 1) / 255
     output = model(x_test[:1] / 255, y_test[:1])[:, :, :, 14:15].expand(256, -1, -1, -1).detach()  # column 14
     ax = Figure(figsize=(8, 4), layout="constrained").subplots()

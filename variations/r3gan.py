@@ -67,8 +67,7 @@ class Run(gan.Run):
 def main(argv=None):
     vars(gan).update(NAME="r3gan", SETTINGS=SETTINGS)  # for Run
     run = Run(argv)
-    x, y, x_test, y_test, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in (x, y, x_test, y_test))
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n = len(x) * 11 // 12  # the last twelfth is for validation
     run.baselines = {"discriminator loss if D is constant, nats": math.log(2)}
 
@@ -112,9 +111,9 @@ def main(argv=None):
             seen = margins(D, ema.module, x[:n][:1000], y[:n][:1000])
             unseen = margins(D, ema.module, x[n:][:1000], y[n:][:1000])
             wins = [m.sigmoid().mean().item() for m in (seen, unseen, -unseen)]  # three, for gan.py's picture
-            samples = grid(ema.module.sample(40, torch.arange(40) % 10), f"samples after {step:,} steps")
+            samples = grid(ema.module.sample(40, torch.arange(40) % 10), f"samples, step {step:,}")
             run.save(F.softplus(-unseen).mean().item(), samples, D=wins)
-    gan.evaluate(run, ema.module, x_test, y_test, x[:n], y[:n])
+    gan.evaluate(run, ema.module, x[:10000], y[:10000], y_test)
 
 if __name__ == "__main__":
     start(main)

@@ -27,8 +27,8 @@ from torch import nn
 
 import char_rnn
 from data import mnist
-from made import MADE, NULL, binarise, drop_labels, grid, independent_pixels
-from variations import start
+from made import MADE, NULL, binarise, drop_labels, grid
+from variations import checked, independent_pixels, start
 
 SETTINGS = {
     "steps": (3200, "optimiser steps", 1, 10**9),
@@ -68,10 +68,10 @@ class PixelRNN(char_rnn.CharRNN):
         return torch.stack(x, 1).float().view(n, 1, 28, 28)
 
 def main(argv=None):
-    vars(char_rnn).update(NAME="rnn_pixels", LOSS="NLL, nats", ITEMS="digits", SETTINGS=SETTINGS)  # for Run
+    vars(char_rnn).update(NAME="rnn_pixels", LOSS="NLL, nats", ITEMS="digits", SETTINGS=SETTINGS,
+                          load=checked)  # for Run
     run = char_rnn.Run(argv)
-    *data, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in data)
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n = len(x) * 11 // 12  # the last twelfth is for validation
     x_valid, y_valid = binarise(x[n:], seed=0)[::run.stride], y[n::run.stride]
     x_test, y_test = binarise(x_test, seed=1)[::run.stride], y_test[::run.stride]
@@ -93,8 +93,7 @@ def main(argv=None):
         schedule.step()
         if run.log(loss):  # a status line; True every 20 s and at the end
             validation = nll(model.eval(), x_valid, y_valid).mean().item()
-            samples = model.sample(40, torch.arange(40) % 10)
-            run.save(validation, grid(samples, f"samples after {step:,} steps"))
+            run.save(validation, grid(model.sample(40, torch.arange(40) % 10), f"samples, step {step:,}"))
             model.train()
     evaluate(run, model.eval(), x_test, y_test)
 
@@ -114,7 +113,7 @@ def evaluate(run, model, x, y):
         "its standard error": (marginal.std(correction=0) / len(x) ** 0.5).item(),
         "test digits classified by Bayes' rule": (by_class.argmin(0) == y).float().mean().item()})
     samples = model.sample(100, torch.arange(100) % 10)
-    run.picture("samples.png", grid(samples, "samples of each class", list("0123456789")))
+    run.picture("samples.png", grid(samples, "samples by class"))
 
 if __name__ == "__main__":
     start(main)

@@ -26,7 +26,7 @@ from torch import nn
 import vae
 from data import mnist
 from vae import binarise, grid
-from variations import start
+from variations import checked, independent_pixels, start
 
 SETTINGS = {"lr": vae.SETTINGS["lr"], "latent_dim": vae.SETTINGS["latent_dim"],
             "steps": (14000, "optimiser steps", 1, 10**9), "labels": (10, "labels of each class", 1, 500),
@@ -66,13 +66,12 @@ def scores(model, x, y):  # L, U and the accuracies of both classifiers
     return L, marginal(L, model.classifier(x)), *right
 
 def main(argv=None):
-    vars(vae).update(NAME="semi_supervised", LOSS="-U, nats", SETTINGS=SETTINGS)  # for Run
+    vars(vae).update(NAME="semi_supervised", LOSS="-U, nats", SETTINGS=SETTINGS, load=checked)  # for Run
     run = vae.Run(argv)
-    *data, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in data)
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n, digit = len(x) * 11 // 12, torch.arange(10, device=run.device)  # the last twelfth is for validation
     x_valid, y_valid, x_test = binarise(x[n:], seed=0)[:2000], y[n:][:2000], binarise(x_test, seed=1)
-    run.baselines = {"independent pixels": vae.independent_pixels(x[:n], x_test)}
+    run.baselines = {"independent pixels": independent_pixels(x[:n], x_test)}
     (known, rest), y_known = split_labels(y[:n], run.labels, run.seed), digit.repeat(run.labels)
 
     torch.manual_seed(run.seed)
@@ -98,7 +97,7 @@ def main(argv=None):
         schedule.step()
         if run.log(-U.mean()):  # a status line; True every 20 s and at the end
             _, U, semi, supervised = scores(model, x_valid, y_valid)
-            samples = grid(model.sample(40, digit.repeat(4)), f"samples after {step:,} steps")
+            samples = grid(model.sample(40, digit.repeat(4)), f"samples, step {step:,}")
             run.save(-U.mean().item(), samples, semi=semi, supervised=supervised)
             model.train()
 
@@ -108,9 +107,8 @@ def main(argv=None):
     run.report({"test accuracy": semi, "test accuracy, labels alone": supervised,
                 "highest validation accuracy, labels alone": max(curves[1]),
                 "test accuracy, Bayes' rule, one draw of L": (L.argmax(1) == y_test).sum().item() / len(L),
-                "test -U, nats": -U.mean().item(), "its standard error": (U.std() / len(U) ** 0.5).item()}
-               | vae.sample_quality(model.sample, x[:n], y[:n], y_test))
-    run.picture("samples.png", grid(model.sample(100, digit.repeat(10)), "samples by class", [*"0123456789"]))
+                "test -U, nats": -U.mean().item(), "its standard error": (U.std() / len(U) ** 0.5).item()})
+    run.picture("samples.png", grid(model.sample(100, digit.repeat(10)), "samples by class"))
     ax = Figure(figsize=(6, 4), layout="constrained").subplots()
     ax.plot(steps, curves[0], "o-", steps, curves[1], "o-", ms=3)
     ax.set(title="labels and other digits (blue); labels alone", xlabel="step", ylabel="validation accuracy")

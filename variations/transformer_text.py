@@ -28,7 +28,7 @@ from torch import nn
 import transformer_ar
 from char_rnn import CharRNN, page
 from data import text
-from variations import start
+from variations import checked, start
 
 SETTINGS = {key: transformer_ar.SETTINGS[key] for key in ("lr", "width", "layers", "heads")} | {
     "steps": (4000, "optimiser steps", 1, 10**9),
@@ -57,11 +57,12 @@ class TextTransformer(transformer_ar.Transformer):
     def positions(self):
         return self.position.weight
 
-    def continued(self, length):  # a text (length,)
+    @torch.no_grad()
+    def continued(self, length):  # a text (length,), each character given up to T − 1 before it
         x = self.sample(1)
         while x.shape[1] < length:
-            known = x[:, -(self.T // 2):]
-            x = torch.cat([x, self.sample(1, given=known)[:, known.shape[1]:]], 1)
+            window = F.pad(x[:, 1 - self.T:], (0, 1))  # its last symbol is still to be drawn
+            x = torch.cat([x, torch.multinomial(self(window)[:, -1].softmax(1), 1)], 1)
         return x[0, :length]
 
     @torch.no_grad()
@@ -71,7 +72,7 @@ class TextTransformer(transformer_ar.Transformer):
                           for window in x.unfold(0, self.T, stride).split(64)])
 
 def main(argv=None):
-    vars(transformer_ar).update(NAME="transformer_text", LOSS="NLL, nats/char", ITEMS="windows",  # for Run
+    vars(transformer_ar).update(NAME="transformer_text", LOSS="NLL, nats/char", ITEMS="windows", load=checked,
                                 SETTINGS=SETTINGS, to_tokens=lambda x, patch: x, to_images=lambda x, patch: x)
     run = transformer_ar.Run(argv)
     x, characters, run.source = text(run.text or None, run.stand_in, ids=True)
@@ -85,8 +86,7 @@ def main(argv=None):
     torch.manual_seed(run.seed)
     codes = torch.tensor([ord(c) for c in characters])
     model = TextTransformer(codes, run.length, run.width, run.layers, run.heads, run.dropout).to(run.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=run.lr, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), run.lr, (0.9, 0.99), weight_decay=0.1, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
     offset = torch.arange(run.length, device=run.device)
@@ -102,7 +102,7 @@ def main(argv=None):
         if run.log(loss):  # a status line; True every 20 s and at the end
             model.eval()
             validation = model.surprisal(x_valid, run.length)[:, 1:].mean().item()
-            run.save(validation, page(model.spell(model.continued(600)), f"a sample after {step:,} steps"))
+            run.save(validation, page(model.spell(model.continued(600)), f"a sample, step {step:,}"))
             model.train()
     torch.manual_seed(1)
     T, surprisal = run.length, model.eval().surprisal(x_test[:1_000_000], run.length)

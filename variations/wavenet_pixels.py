@@ -25,8 +25,8 @@ from torch import nn
 
 import wavenet
 from data import mnist
-from made import binarise, grid, independent_pixels
-from variations import start
+from made import binarise, grid
+from variations import checked, independent_pixels, start
 from variations.rnn_pixels import evaluate, nll
 
 SETTINGS = {
@@ -34,8 +34,7 @@ SETTINGS = {
     "batch_size": (8, "digits per step", 1, 10**5),
     "lr": wavenet.SETTINGS["lr"],
     "channels": wavenet.SETTINGS["channels"],
-    "layers": (10, "layers in a stack, their dilations 1, 2, 4, ...", 1, 20),
-    "stacks": wavenet.SETTINGS["stacks"],
+    "layers": (10, "layers, with dilations 1, 2, 4, ...", 1, 20),
     "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
     "stride": (20, "of the test and validation digits, take each so-many-th", 1, 10**4),
 }
@@ -44,8 +43,8 @@ class PixelWaveNet(wavenet.WaveNet):
     """p(x | y), the product over pixels: a WaveNet of two levels, whose ticks are the rows."""
     TICKS = 28
 
-    def __init__(self, channels=64, layers=10, stacks=1, conditional=True):
-        super().__init__(channels, layers, stacks, 0, conditional)  # reads levels 0, 1 and the beginning, 256
+    def __init__(self, channels=64, layers=10, conditional=True):
+        super().__init__(channels, layers, 0, conditional)  # reads levels 0, 1 and the beginning, 256
         self.head[-1] = nn.Linear(128, 2)
         nn.init.zeros_(self.head[-1].weight)  # an untrained model gives each pixel 1/2
         nn.init.zeros_(self.head[-1].bias)
@@ -60,17 +59,17 @@ class PixelWaveNet(wavenet.WaveNet):
         return wavenet.compand(sound).float().view(n, 1, 28, 28)  # back to levels, which are 0 and 1
 
 def main(argv=None):
-    vars(wavenet).update(NAME="wavenet_pixels", LOSS="NLL, nats", ITEMS="digits", SETTINGS=SETTINGS)
+    vars(wavenet).update(NAME="wavenet_pixels", LOSS="NLL, nats", ITEMS="digits", SETTINGS=SETTINGS,
+                         load=checked)
     run = wavenet.Run(argv)
-    *data, run.source = mnist(run.stand_in)
-    x, y, x_test, y_test = (v.to(run.device) for v in data)
+    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
     n = len(x) * 11 // 12  # the last twelfth is for validation
     x_valid, y_valid = binarise(x[n:], seed=0)[::run.stride], y[n::run.stride]
     x_test, y_test = binarise(x_test, seed=1)[::run.stride], y_test[::run.stride]
     run.baselines = {"untrained": 784 * math.log(2), "independent pixels": independent_pixels(x[:n], x_test)}
 
     torch.manual_seed(run.seed)
-    model = PixelWaveNet(run.channels, run.layers, run.stacks, run.label_dropout < 1).to(run.device)
+    model = PixelWaveNet(run.channels, run.layers, run.label_dropout < 1).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
@@ -84,8 +83,7 @@ def main(argv=None):
         schedule.step()
         if run.log(loss):  # a status line; True every 20 s and at the end
             validation = nll(model, x_valid, y_valid).mean().item()
-            samples = model.sample(40, torch.arange(40) % 10)
-            run.save(validation, grid(samples, f"samples after {step:,} steps"))
+            run.save(validation, grid(model.sample(40, torch.arange(40) % 10), f"samples, step {step:,}"))
     evaluate(run, model, x_test, y_test)
 
 if __name__ == "__main__":
