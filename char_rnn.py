@@ -15,8 +15,8 @@ hundreds of steps; in a plain RNN it would vanish or explode.
 Training: minimise the negative log-likelihood (NLL), cross-entropy of the next character, in nats. A book is
 too long to back-propagate through. So 64 streams (the batch) read at 64 places of the text and go on by 64
 characters in each optimiser step; the state is carried over, the gradient is not (truncated back-propagation
-through time), and its norm is clipped. Sampling: character after character, by a temperature that divides the
-logits. p(x): exact. Latent: none. Good at: endless streams at constant cost. Bad at: what is far back.
+through time), and its norm is clipped. Sampling: character after character; a temperature divides the logits.
+p(x): exact. Latent: none. Good at: endless streams at constant cost. Bad at: what is far back.
 
 `python char_rnn.py` on tiny Shakespeare, one core of an Intel Xeon (bfloat16): 533 s, 512 s of it training.
 
@@ -75,7 +75,7 @@ class CharRNN(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x, state=None):
-        """Logits (B, T, K) of the character after each of x (B, T); the state h, c, (layers, B, H) each."""
+        """Logits (B, T, K) of the character after each of x (B, T); the new h, c (layers, B, hidden) each."""
         below, new = self.embed(x), []
         for layer, h, c in zip(self.layers, *(self.empty_state(len(x)) if state is None else state)):
             output, (h, c) = layer(below, (h[None].contiguous(), c[None].contiguous()))
@@ -276,7 +276,7 @@ class Run:
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
-            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
+            "stand_in": ("auto", "drawn data in place of real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

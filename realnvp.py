@@ -3,12 +3,12 @@
 # ///
 """RealNVP: a normalizing flow of affine couplings (Dinh, Sohl-Dickstein & Bengio 2017, arXiv:1605.08803).
 
-Let f be an invertible map from images x to latents z. If z has the density p_Z, then x has the density
+Let f be an invertible map from images x to latents z. If z has a density p_Z (here Gaussian), then x has one:
 
     log p(x) = log p_Z(f(x)) + log |det ∂f/∂x|                                 the change of variables: exact
 
 A 784 x 784 determinant is costly, unless the matrix is triangular. So a coupling splits the numbers by a
-binary mask b: those with b = 1 pass, the others are scaled and shifted by what a network computes from these:
+binary mask b: those with b = 1 pass, the others are scaled and shifted by what a network makes of the former:
 
     f(x) = b ⊙ x + (1 − b) ⊙ (x ⊙ exp(s(b ⊙ x)) + t(b ⊙ x)),        log |det| = Σ (1 − b) ⊙ s(b ⊙ x)
 
@@ -242,12 +242,12 @@ def evaluate(run, model, x, y):
     eps, heat = torch.randn(10, 784, device=x.device), (0, 0.3, 0.5, 0.7, 0.85, 1, 1.2)
     cooled = [model.sample(10, digit, t, eps) for t in heat]
     run.picture("temperature.png", grid(torch.cat(cooled), "one draw of noise times the temperature", heat))
-    run.picture("temperature.gif", *(grid(images, "hotter and hotter") for images in cooled))
+    run.picture("temperature.gif", *(grid(images, f"temperature {t}") for images, t in zip(cooled, heat)))
     ax = Figure(figsize=(7, 3.6), layout="constrained").subplots()
     for name, images in ("test digits", x[:1000]), ("samples", (255 * model.sample(1000)).byte()):
-        ax.hist(bits(model, images, null).cpu(), 160, (0, 4), density=True, alpha=0.6, label=name)
+        ax.hist(bits(model, images, null).cpu(), 160, range=(0, 4), density=True, alpha=0.6, label=name)
     ax.axvline(empty, color="black", ls="--", label="an empty image")
-    ax.set(title="high density is not typicality", xlabel="−log P(x), bits/dim (bound)", ylabel="density")
+    ax.set(title="the densest need not be typical", xlabel="−log P(x), bits/dim (bound)", ylabel="density")
     ax.legend()
     run.picture("likelihood.png", ax.figure)
 
@@ -273,7 +273,7 @@ class Run:
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
-            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
+            "stand_in": ("auto", "drawn data in place of real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

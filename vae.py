@@ -257,7 +257,7 @@ class Run:
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
-            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
+            "stand_in": ("auto", "drawn data in place of real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

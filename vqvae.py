@@ -14,7 +14,8 @@ deterministic, so the KL of vae.py becomes −log p(z | y), the cost of the code
 the decoder's gradient at e_z is copied to z_e unchanged (the straight-through estimator), and a commitment
 loss c ‖z_e − sg(e_z)‖², where sg stops the gradient, keeps the two close; it is added to −ELBO in training.
 An entry is the running mean of its vectors (appendix A.1), or restarts at a vector of the batch if hardly
-used; perplexity is exp of the entropy of their shares. Sampling: codes from the prior, then the decoder.
+used; perplexity is exp of the entropy of the entries' shares. Sampling: codes from the prior, then decode.
+p(x): a lower bound. Latent: T codes. Good at: turning data into tokens. Bad at: likelihood.
 
 `python vqvae.py` on MNIST and one core (shared) of an Intel Xeon (bfloat16): 931 s of training, 951 s in all.
 
@@ -23,7 +24,7 @@ used; perplexity is exp of the entropy of their shares. Sampling: codes from the
     step 20,000/20,000  -ELBO, nats 105.0177  2,148 digits/s  0 min 00 s left
 
 Test set, binarised once: −ELBO 96.79 nats given the class, of it 35.07 for the codes, 101.22 under the null
-label. Perplexity of the codes: 98 of K = 128. A separate classifier finds the class in 97.1 % of samples.
+label. Perplexity of the codes: 98 of K = 128. A classifier finds the class asked for in 97.1 % of samples.
 """
 import argparse
 import io
@@ -251,17 +252,16 @@ def evaluate(run, model, x, y):
     other = [torch.where(place == t, drawn, z[3]) for t in place[:8]]
     images = model.decode(model.codebook.entry[torch.cat(morph + other)]).sigmoid().split(10)
     run.picture("morph.gif", *(grid(part, "to the next digit, code by code") for part in images[:len(morph)]))
-    run.picture("codes.png", grid(torch.cat(images[len(morph):]), "a 3 with one code a row drawn at random"))
+    run.picture("codes.png", grid(torch.cat(images[len(morph):]), "a 3 with one code a row redrawn", cols=""))
 
 # %% Notes
 # Differs from the paper: the networks of vae.py, so that `diff vae.py vqvae.py` shows the idea, and 16 codes
-# of the whole digit for codes of places; an LSTM as the prior for the PixelCNN, learned in one run with the
-# codebook; binary pixels and their likelihood for squared error. In training the encoder sees another
-# binarisation than the one that is scored, so that codes hold no noise. −ELBO of validation digits in drafts:
+# of the whole digit for codes of places; an LSTM as the prior for the PixelCNN, learned with the codebook;
+# binary pixels and their likelihood for squared error. A larger codebook learns more slowly: −ELBO of drafts
 # 102.1 nats with K = 8 after 2,400 steps; after 3,200 103.5 with K = 64 and 109.4 with K = 256.
 #
 # Things to break:
-# 1. In `terms`, put e = self.codebook.entry[z]: no gradient reaches the encoder; log p(x | z, y) is lower.
+# 1. In `terms`, put e = self.codebook.entry[z]: only commitment moves the encoder; log p(x | z, y) is lower.
 # 2. In `update`, put self.count == 0 for self.count < 0.03 * share: dead entries stay, perplexity is lower.
 # 3. In `sample`, draw the codes by torch.randint(self.codebook.K, (n, self.T)): strokes, but no digits.
 #
@@ -276,7 +276,7 @@ class Run:
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
-            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
+            "stand_in": ("auto", "drawn data in place of real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

@@ -10,14 +10,14 @@ A sound x of T samples of 256 levels has a probability of T factors, given the s
     h ← h + W_h z,   skip ← skip + W_s z                     a residual and a skip connection from every layer
 
 The input is shifted by one, so that h at time t begins with x_{t−1}. Each convolution has two taps, now and d
-samples ago. The dilation d doubles from layer to layer, so that L layers reach 2^L samples back at the price
-of 2 L taps. Sound needs that: at 8,000 samples a second a vowel's period is about 60 samples long, a syllable
+samples ago. The dilation d doubles from layer to layer: L layers reach 2^L samples back (the receptive field)
+for 2 L taps. Sound needs that: at 8,000 samples a second a vowel's period is about 60 samples, a syllable
 2,000. Levels follow the μ-law: fine where the sound is soft, coarse where it is loud.
 
 Training: minimise the negative log-likelihood (NLL), cross-entropy of the next sample, in bits per sample. A
-tenth of the clips carry the null label in place of the digit, and a tenth no speaker. Sampling: sample after
-sample. A layer keeps a queue of d inputs, and a sample costs one column of the network (Le Paine et al.
-2016). p(x): exact. Latent: none. Good at: timbre. Bad at: what is longer than the receptive field.
+tenth of the clips carry the null label for the digit, a tenth none for the speaker; guidance exaggerates the
+digit in the logits. Sampling: a layer keeps a queue of d inputs, so a sample costs one column of the network
+(Le Paine et al. 2016). p(x): exact. Latent: none. Good at: timbre. Bad at: what outlasts the receptive field.
 
 `python wavenet.py` on the Free Spoken Digit Dataset, two cores of an Intel Xeon (bfloat16): 674 s in all.
 
@@ -26,8 +26,8 @@ sample. A layer keeps a queue of d inputs, and a sample costs one column of the 
     step 4,000/4,000  NLL, bits/sample 3.9196  13 clips/s  0 min 00 s left
 
 Recordings 0-4 of each speaker and digit, exact: NLL 4.138 bits/sample given digit and speaker, 4.335 under
-the null labels. A classifier of spectrograms finds the digit in 69.7 % of 300 sounds, with guidance 2 in 77.7
-% (of real clips: 97.7 %). Your own recordings: `--audio FOLDER`.
+the null labels. A classifier of spectrograms finds the digit asked for in 69.7 % of 300 sounds, with guidance
+2 in 77.7 % (of real clips: 97.7 %). Your own recordings: `--audio FOLDER`.
 """
 import argparse
 import io
@@ -72,7 +72,7 @@ class Layer(nn.Module):
         self.out = nn.Linear(C, C + 128)  # W_h and W_s
 
     def forward(self, h, e, time, past=None):
-        """h (B, T, C) and skip, from h, e (B, ticks, C), one-hot time (B, T, ticks); in sampling T is 1."""
+        """h and skip, from h, e (B, ticks, C), one-hot time (B, T, ticks), `past`: h of d samples ago."""
         if past is None:
             past = F.pad(h, (0, 0, self.dilation, 0))[:, :-self.dilation]
         filter, gate = (self.taps(torch.cat([past, h], 2)) + time @ self.condition(e)).chunk(2, 2)
@@ -164,7 +164,7 @@ def main(argv=None):
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
     for step in run.loop(model=model, optimizer=optimizer, schedule=schedule):
-        first = torch.randint(max(1, len(data[0]) - run.batch_size + 1), ()).item()  # of about one length
+        first = torch.randint(max(1, len(data[0]) - run.batch_size + 1), ()).item()  # clips of like length
         x, y, speaker, length = (v[first:first + run.batch_size] for v in data)
         y, speaker = drop_labels(y, run.label_dropout), drop_labels(speaker, run.label_dropout, len(speakers))
         with run.autocast():
@@ -233,7 +233,7 @@ def spectrograms(sounds, names, title):
 
 @torch.no_grad()
 def evaluate(run, model, test, speakers):
-    """Figures, pictures and sounds; test are pieces (levels, digit, speaker)."""
+    """Figures, pictures and sounds; test is levels, digits, speakers and lengths as from `tensors`."""
     torch.manual_seed(1)
     x, y, speaker, length = test
     null = nll(model, x, torch.full_like(y, NULL), torch.full_like(y, len(speakers)), length)
@@ -250,7 +250,7 @@ def evaluate(run, model, test, speakers):
         ax = Figure(figsize=(10, 3.6), layout="constrained").subplots()
         ax.imshow(p[start:start + 240].T, origin="lower", aspect="auto", cmap="magma")
         ax.plot(x[start:start + 240].cpu(), ".", ms=2, color="cyan")
-        ax.set(title="next sample: predicted (bright) and real (dots)", xlabel="sample", ylabel="level")
+        ax.set(title="predicted (bright) and real (dots)", xlabel=f"sample − {start:,}", ylabel="level")
         frames.append(ax.figure)
     run.picture("predictions.png", frames[len(frames) // 2])
     run.picture("predictions.gif", *frames)
@@ -276,7 +276,7 @@ class Run:
         flags = SETTINGS | {
             "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
             "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
-            "stand_in": ("auto", "drawn data for real; auto: if need be", "auto", "always", "never")}
+            "stand_in": ("auto", "drawn data in place of real; auto: if need be", "auto", "always", "never")}
         parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
         parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
