@@ -61,19 +61,19 @@ def fetch(name, stand_in):
     say(f"NO REAL DATA: {path} is missing and cannot be downloaded. THE STAND-IN SERVES INSTEAD.")
 
 def mnist(stand_in="auto", device="cpu"):
-    """uint8 images (N, 1, 28, 28), int64 labels (N,), test images, test labels, source. OSError if malformed.
+    """uint8 images (N, 1, 28, 28), int64 labels (N,), the same of the test, on `device`; source. OSError.
     Only the four official files are called "MNIST"; others are named after their folder and their md5."""
     blobs = []
     for name in MNIST:
         if (blob := fetch(name, stand_in)) is None:
-            return *(v.to(device) for v in stand_in_digits(60000, 0) + stand_in_digits(10000, 1)), "stand-in digits"
+            return *stand_in_digits(60000, 0, device), *stand_in_digits(10000, 1, device), "stand-in digits"
         blobs.append(blob)
     x, y, x_test, y_test = map(read_idx, MNIST, blobs)
-    require(len(y) == len(x), "train-labels-idx1-ubyte.gz", f"{len(x)} labels", len(y))
-    require(len(y_test) == len(x_test), "t10k-labels-idx1-ubyte.gz", f"{len(x_test)} labels", len(y_test))
+    for part, images, labels in ("train", x, y), ("t10k", x_test, y_test):
+        require(len(images) == len(labels), f"{part}-labels-idx1-ubyte.gz", f"{len(images)} labels", len(labels))
     own = f"images in {FOLDER.resolve().name} (md5 {hashlib.md5(b''.join(blobs)).hexdigest()[:6]})"
-    source = "MNIST" if all(map(is_official, MNIST, blobs)) else own
-    return *(v.to(device) for v in (x[:, None], y.long(), x_test[:, None], y_test.long())), source
+    digits = x[:, None], y.long(), x_test[:, None], y_test.long()
+    return *(v.to(device) for v in digits), "MNIST" if all(map(is_official, MNIST, blobs)) else own
 
 def read_idx(name, blob):
     """The uint8 tensor in a gzipped IDX file: a magic number, the size of each dimension, the values."""
@@ -96,7 +96,7 @@ STROKES = """60 30 12 04 08 29 59 87 94 82 60 30, 50 52 54 47 49, 12 40 82 74 56
     70 40 22 06 19 59 87 65 25 07, 01 31 91 91 74 56 49, 91 50 11 13 44 76 78 49 17 26 54 82 91,
     82 60 21 13 35 64 82 91 83 76 69""".split(",")
 
-def stand_in_digits(n, seed):
+def stand_in_digits(n, seed, device="cpu"):
     """n drawn digits, uint8 (n, 1, 28, 28), and labels, int64 (n,). A seed always gives the same digits."""
     rng = np.random.default_rng(seed)
     images, labels = np.zeros((n, 1, 28, 28), np.uint8), rng.integers(10, size=n)
@@ -112,7 +112,7 @@ def stand_in_digits(n, seed):
         z = (np.arange(28) - at[..., None]) / pen[..., None]  # (2, images, points, 28)
         columns, rows = np.exp(-np.minimum(z * z / 2, 20).astype(np.float32))  # smaller floats would be slow
         images[labels == digit, 0] = 255 * np.clip(rows.swapaxes(1, 2) @ columns * 1.6 - .4, 0, 1)
-    return torch.from_numpy(images), torch.from_numpy(labels)
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 def text(path=None, stand_in="auto", ids=False):
     """A UTF-8 file, or tiny Shakespeare: (str, source); or int64 ids (T,), characters, source. OSError."""

@@ -5,7 +5,7 @@
 
 Any function E(x, y) of an image and a class defines a density, p(x, y) = exp(−E(x, y)) / Z, high where the
 energy is low. The normaliser Z, the integral of exp(−E) over all images and classes, is unknown and stays so.
-Training needs only the gradient with respect to the weights θ, in which Z turns into a mean:
+Training needs only the gradient of −log p(x | y) by the weights θ, in which the normaliser becomes a mean:
 
     −∂_θ log p(x | y) = ∂_θ E(x, y) − E_{x' ~ p(x' | y)}[∂_θ E(x', y)]
 
@@ -23,7 +23,7 @@ E(x, y)) is a classifier, trained by its cross-entropy as in JEM (Grathwohl et a
 
 How to read the loss: E(data) − E(samples) is no distance. Where the model is right it is 0, and where
 training has died it is 0 as well. Sampling: 300 network passes with gradients. p(x): up to Z. Latent: none.
-Good at: composition, inpainting without training for it. Bad at: stable training, fast sampling, likelihoods.
+Good at: classifying, inpainting without training for it. Bad at: stable training, fast sampling, likelihoods.
 
 `python ebm.py` on MNIST and one core (shared) of an Intel Xeon (bfloat16): 868 s of training, 1,184 s in all.
 
@@ -171,7 +171,7 @@ def main(argv=None):
         ema.update_parameters(model)
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
-                data = ema.module.energy(x[n:][:1000] / 255, y[n:][:1000])
+                data = ema.module.energy(x[n:][:1000] / 255, model.labels(y[n:][:1000], len(x[n:][:1000])))
                 chains = ema.module.energy(buffer.x[:1000] / 255, buffer.y[:1000])
             means, digits = [data.mean().item(), chains.mean().item()], torch.arange(40) % 10
             samples = grid(ema.module.sample(40, digits), f"samples, step {step:,}")
@@ -179,11 +179,11 @@ def main(argv=None):
     evaluate(run, ema.module, x_test / 255, y_test)
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-# %% Evaluation: a saved model, a picture, the quality of samples
+# %% Evaluation: a saved model, figures and pictures
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The model of a saved run with its EMA weights, ready to sample."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        assert (saved := torch.load(path, map_location="cpu", weights_only=True))["name"] == NAME
         s = saved["settings"]
         ema = AveragedModel(EBM(s["channels"], s["sample_steps"], s["label_dropout"] < 1))
         ema.load_state_dict(saved["state"]["ema"])
@@ -234,7 +234,8 @@ def evaluate(run, model, x, y):
     for name, values in {"test digits": e[:, NULL], **energy}.items():
         right.hist(values.clamp(-10, 20).cpu(), 120, (-10, 20), density=True, alpha=0.6, label=name)
     right.set(title="what has low energy?", xlabel="E(x), up to a constant", ylabel="density", yscale="log")
-    figure.legend(loc="outside right upper", fontsize=8)
+    left.legend()
+    right.legend(fontsize=8)
     run.picture("energies.png", figure)
 
 # %% Notes
@@ -267,7 +268,7 @@ class Run:
             flag, kind = "--" + name.replace("_", "-"), type(default)
             words = limits if limits and kind is str else None
             parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
-        args = parser.parse_args(argv)
+        args = parser.parse_args(argv := [] if argv is None and "ipykernel" in sys.modules else argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
             load(model)  # which refuses a damaged file
             self.saved = torch.load(model, map_location="cpu", weights_only=True)
@@ -364,7 +365,7 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"{self.device.upper()}, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
@@ -376,7 +377,7 @@ class Run:
 
 if __name__ == "__main__":
     try:
-        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
+        main()
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:

@@ -10,13 +10,14 @@ against the other, both given the class (left out here; a tenth of the digits ca
     D minimises  −E log D(x) − E log(1 − D(G(z)))        2 ln 2 = 1.386 for a D that always answers 1/2
     G minimises  −E log D(G(z))                          the non-saturating loss
 
-The best D against a fixed G is p(x) / (p(x) + p_G(x)). There D's loss is 2 ln 2 − 2 JS(p, p_G), with JS the
-Jensen-Shannon divergence, and the game is in equilibrium where p_G = p. The minimax game would have G
-minimise E log(1 − D(G(z))), flat where D is sure and G must learn; −log D is steep there.
+The best D against a fixed G is p(x) / (p(x) + p_G(x)), p_G the density of G(z). There D's loss is 2 ln 2 −
+2 JS(p, p_G), JS the Jensen-Shannon divergence, and the game is in equilibrium where p_G = p. The minimax game
+would have G minimise E log(1 − D(G(z))), flat where D is sure and G must learn; −log D is steep there.
 
 What keeps it stable. Unchecked, D grows ever steeper, and the two chase each other in circles. R1 adds γ/2 ·
-E‖∂D's logit / ∂x‖² at real digits: flat where the data are, the two spiral inwards. Against mode collapse (G
-draws only one digit, which passes) D sees the minibatch standard deviation: how much a batch's images differ.
+E‖∂D's logit / ∂x‖² at real digits: with D flat where the data are, the two spiral inwards. Against mode
+collapse (G draws only one digit, which passes) D sees the minibatch standard deviation: how much a batch's
+images differ.
 
 How to read the losses. They do not fall: each is measured against an opponent that learns. D's is near 0 when
 D has won and G learns nothing, and near 1.386 when D cannot tell real from generated: because G is good, or D
@@ -173,19 +174,20 @@ def main(argv=None):
         ema.update_parameters(G)
         if run.log(loss):  # a status line; True every 20 s and at the end
             with torch.no_grad():
-                seen, unseen = D(x[:1000] / 255, y[:1000]), D(x[n:][:1000] / 255, y[n:][:1000])
-                fake = D(ema.module.sample(len(seen), y[:1000]), y[:1000])
-            means = [logits.sigmoid().mean().item() for logits in (seen, unseen, fake)]  # mean D(x) of each
+                c = G.labels(y, len(y))  # all NULL in a model without classes
+                seen, unseen = D(x[:1000] / 255, c[:1000]), D(x[n:][:1000] / 255, c[n:][:1000])
+                fake = D(ema.module.sample(len(seen), y[:1000]), c[:1000])
+            means = [logits.sigmoid().mean().item() for logits in (seen, unseen, fake)]
             samples = grid(ema.module.sample(40, torch.arange(40) % 10), f"samples, step {step:,}")
             run.save(discriminator_loss(unseen, fake).item(), samples, D=means)
-    evaluate(run, ema.module, x[:10000], y[:10000], y_test)
+    evaluate(run, ema.module, x[:n][:10000], y[:n][:10000], y_test)
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-# %% Evaluation: a saved model, a picture, the quality of samples
+# %% Evaluation: a saved model, pictures, nearest neighbours
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The generator of a saved run with its EMA weights, ready to sample."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        assert (saved := torch.load(path, map_location="cpu", weights_only=True))["name"] == NAME
         s = saved["settings"]
         ema = AveragedModel(Generator(s["channels"], s["latent_dim"], s["label_dropout"] < 1))
         ema.load_state_dict(saved["state"]["ema"])
@@ -217,8 +219,8 @@ def evaluate(run, model, x, y, y_test):
     real = y_test.bincount(minlength=10) / len(y_test)
     run.report({
         "discriminator loss on unseen digits, nats": run.curve[-1]["validation"],
-        "rarest class of 2,000 unconditional samples, against its share": (shares / real).min().item(),
-        "commonest class of 2,000 unconditional samples, against its share": (shares / real).max().item()})
+        "rarest class of 2,000 samples of drawn classes, against its share": (shares / real).min().item(),
+        "commonest class of 2,000 samples of drawn classes, against its share": (shares / real).max().item()})
     run.picture("samples.png", grid(samples, "samples by class"))
     styles = model.sample(80, digit.repeat(8), z.repeat_interleave(10, 0))
     run.picture("style.png", grid(styles, "one z a row, one class a column: z is the style"))
@@ -267,7 +269,7 @@ class Run:
             flag, kind = "--" + name.replace("_", "-"), type(default)
             words = limits if limits and kind is str else None
             parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
-        args = parser.parse_args(argv)
+        args = parser.parse_args(argv := [] if argv is None and "ipykernel" in sys.modules else argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
             load(model)  # which refuses a damaged file
             self.saved = torch.load(model, map_location="cpu", weights_only=True)
@@ -364,7 +366,7 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"{self.device.upper()}, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
@@ -376,7 +378,7 @@ class Run:
 
 if __name__ == "__main__":
     try:
-        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
+        main()
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:

@@ -6,12 +6,12 @@
 As in pixelcnn.py a binary image x of class y is drawn pixel by pixel. There one convolution is masked, and
 masks upon masks leave a blind spot. Here the vertical stack v convolves the rows above, whole, and needs no
 mask; the horizontal stack h convolves the pixel's own row, to the left, and receives v's features at every
-layer. Nothing flows from h to v. Together they see a rectangle:
+layer. Nothing flows from h to v. Together they see all that is within reach, and no wedge is missing:
 
     log p(x | y) = Σ_i log p(x_i | x_1, …, x_{i−1}, y)
     u = W_v ∗ v,  v ← gate(u + class),  h ← h + W gate(W_h ∗ h + W_u u + class),  gate(a, b) = tanh(a) ⊙ σ(b)
 
-And each layer multiplies: tanh says what, σ (the gate) how much, as in an LSTM or WaveNet.
+And each layer multiplies: tanh says what, the sigmoid σ (the gate) how much, as in an LSTM or WaveNet.
 Training: minimise the negative log-likelihood (NLL) −log p(x | y), binary cross-entropy summed over the
 pixels, in nats; a tenth of the digits carry the null label, so one network gives p(x | y) and p(x). Sampling:
 pixel after pixel, with cached inputs: all 784 pixels cost the work of one pass. p(x): exact. Latent: none.
@@ -199,7 +199,7 @@ def drop_labels(y, rate):
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The model of a saved run, ready to sample."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        assert (saved := torch.load(path, map_location="cpu", weights_only=True))["name"] == NAME
         s = saved["settings"]
         model = GatedPixelCNN(s["channels"], s["layers"], s["label_dropout"] < 1)
         model.load_state_dict(saved["state"]["model"])
@@ -274,7 +274,7 @@ class Run:
             flag, kind = "--" + name.replace("_", "-"), type(default)
             words = limits if limits and kind is str else None
             parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
-        args = parser.parse_args(argv)
+        args = parser.parse_args(argv := [] if argv is None and "ipykernel" in sys.modules else argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
             load(model)  # which refuses a damaged file
             self.saved = torch.load(model, map_location="cpu", weights_only=True)
@@ -371,7 +371,7 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"{self.device.upper()}, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
@@ -383,7 +383,7 @@ class Run:
 
 if __name__ == "__main__":
     try:
-        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
+        main()
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:

@@ -184,11 +184,11 @@ def main(argv=None):
     evaluate(run, model, x_test, y_test)
 
 # %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-# %% Evaluation: a saved model, a picture, the quality of samples
+# %% Evaluation: a saved model, figures and pictures
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The model of a saved run, ready to sample."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        assert (saved := torch.load(path, map_location="cpu", weights_only=True))["name"] == NAME
         s = saved["settings"]
         model = MADE(784, s["hidden"], s["layers"], s["orderings"], s["label_dropout"] < 1)
         model.load_state_dict(saved["state"]["model"])
@@ -229,9 +229,10 @@ def evaluate(run, model, x, y):
     rows = [x10, *(model.sample(10, digit, given=x10.flatten(1)[:, :392]) for _ in range(4))]
     run.picture("completion.png", grid(torch.cat(rows), "the lower half of x, drawn four times", "x1234"))
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    for ax, name in zip(figure.subplots(1, 3), ("0", "out", "direct")):
+    ends = "pixel to hidden unit", "hidden unit to logit", "pixel to logit"
+    for ax, name, title in zip(figure.subplots(1, 3), ("0", "out", "direct"), ends):
         ax.imshow(model.get_buffer(f"mask_0_{name}").cpu(), cmap="gray_r", aspect="auto")
-        ax.set(title=f"mask “{name}”: black weights are kept", xlabel="from unit", ylabel="to unit")
+        ax.set(title=f"{title}: black weights are kept", xlabel="from", ylabel="to")
     run.picture("masks.png", figure)
 
 # %% Notes
@@ -240,7 +241,7 @@ def evaluate(run, model, x, y):
 # 1904.05626); Adam with one cycle of the learning rate; a class, as a bias of each layer.
 #
 # Things to break:
-# 1. In `__init__`, make the direct mask >= for >: a pixel sees itself, the loss nears 0, samples are noise.
+# 1. In `__init__`, make the direct mask >= for >: the loss nears 0, samples have nothing of a digit.
 # 2. In `main`, put (x[i] > 127).float() for binarise(x[i]): training falls far below validation.
 # 3. Set --label-dropout 1: samples ignore the class, Bayes' rule finds one digit in ten.
 #
@@ -263,7 +264,7 @@ class Run:
             flag, kind = "--" + name.replace("_", "-"), type(default)
             words = limits if limits and kind is str else None
             parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
-        args = parser.parse_args(argv)
+        args = parser.parse_args(argv := [] if argv is None and "ipykernel" in sys.modules else argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
             load(model)  # which refuses a damaged file
             self.saved = torch.load(model, map_location="cpu", weights_only=True)
@@ -360,7 +361,7 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"{self.device.upper()}, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
@@ -372,7 +373,7 @@ class Run:
 
 if __name__ == "__main__":
     try:
-        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
+        main()
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:

@@ -199,7 +199,7 @@ def drop_labels(y, rate, null=NULL):
 def load(path=f"out/{NAME}/model.pt", device="cpu"):
     """The model of a saved run, ready to sample."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        assert (saved := torch.load(path, map_location="cpu", weights_only=True))["name"] == NAME
         s, speakers = saved["settings"], len(saved["state"]["model"]["speaker.weight"]) - 1
         model = WaveNet(s["channels"], s["layers"], speakers, s["label_dropout"] < 1)
         model.load_state_dict(saved["state"]["model"])
@@ -284,7 +284,7 @@ class Run:
             flag, kind = "--" + name.replace("_", "-"), type(default)
             words = limits if limits and kind is str else None
             parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
-        args = parser.parse_args(argv)
+        args = parser.parse_args(argv := [] if argv is None and "ipykernel" in sys.modules else argv)
         if args.resume and (model := Path(args.out, "model.pt")).exists():
             load(model)  # which refuses a damaged file
             self.saved = torch.load(model, map_location="cpu", weights_only=True)
@@ -381,7 +381,7 @@ class Run:
         """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
         for name, value in (self.baselines | results).items():
             print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = self.device == "cuda", f"CPU, {torch.get_num_threads()} threads"
+        gpu, where = self.device == "cuda", f"{self.device.upper()}, {torch.get_num_threads()} threads"
         metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
         metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
                     "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
@@ -393,7 +393,7 @@ class Run:
 
 if __name__ == "__main__":
     try:
-        main([] if "ipykernel" in sys.modules else None)  # a notebook's own arguments are Jupyter's
+        main()
     except (OSError, FloatingPointError) as error:
         sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
     except KeyboardInterrupt:

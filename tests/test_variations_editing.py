@@ -88,4 +88,4 @@ def test_it_runs_tiny_and_needs_a_trained_model(tmp_path):
     process = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=small())
     assert process.returncode == 0, process.stderr
     left = {file.name for file in (tmp_path / "a").iterdir()}
-    assert left == {"metrics.json", "curve.png", "inpainting.png", "interpolation.png", "interpolation.gif"}
+    assert left == {"metrics.json", "inpainting.png", "interpolation.png", "interpolation.gif"}

@@ -5,9 +5,9 @@ The chapter draws new digits. Here its trained network, as it is, starts from di
 Inpainting (Song et al. 2021, arXiv:2011.13456): the chain runs back as in sampling, but after every step the
 known pixels are put in their place, with the noise of that time, x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε. The network
 fills in the others so that they fit. A step from t to s < t draws x_s from the posterior, Gaussian by Bayes'
-rule, with x̂_0 predicted from x_t:
+rule, with the x_0 that is predicted from x_t:
 
-    q(x_s | x_t, x̂_0) = N((√ᾱ_s (1 − α) x̂_0 + √α (1 − ᾱ_s) x_t) / (1 − ᾱ_t), (1 − ᾱ_s) / (1 − ᾱ_t) (1 − α) I)
+    q(x_s | x_t, x_0) = N((√ᾱ_s (1 − α) x_0 + √α (1 − ᾱ_s) x_t) / (1 − ᾱ_t), (1 − ᾱ_s) / (1 − ᾱ_t) (1 − α) I)
 
 where α = ᾱ_t / ᾱ_s (for s = t − 1, equations 6 and 7 of the DDPM paper).
 
@@ -26,7 +26,8 @@ from variations import start
 
 SETTINGS = {"steps": (0, "nothing is trained", 0, 0), "batch_size": (1, "nothing is trained", 1, 1),
             "model": ("out/ddpm/model.pt", "a run of ddpm.py"), "guidance": ddpm.SETTINGS["guidance"],
-            "strides": (250, "steps of inpainting", 1, 10**5), "encoding": (100, "DDIM steps, each way", 1, 10**5)}
+            "strides": (250, "steps of inpainting", 1, 10**5),
+            "encoding": (100, "DDIM steps, each way", 1, 10**5)}
 
 def times(T, steps):
     """Pairs (t, s) from T down to 0, shorter near 0, as in the chapter's `ddim`."""
@@ -65,7 +66,9 @@ def great_circle(a, b, u):
 def main(argv=None):
     vars(ddpm).update(NAME="editing", SETTINGS=SETTINGS)  # for Run
     run = ddpm.Run(argv)
+    ddpm.NAME = "ddpm"  # whose model it is
     model = ddpm.load(run.model, run.device)
+    ddpm.NAME = "editing"
     _, _, x, y, run.source = mnist(run.stand_in, run.device)
     run.baselines, digit = {}, torch.arange(10, device=run.device)
     x = x[torch.stack([(y == d).nonzero()[0, 0] for d in digit])] / 127.5 - 1  # the first of each class
@@ -80,13 +83,14 @@ def main(argv=None):
     run.report({"mean |pixel| difference after encoding and decoding, of 255":
                 127.5 * (decode(z) - x).abs().mean().item(),
                 "standard deviation of the latents": z.std().item()})
+    (run.out / "curve.png").unlink()  # of no training
     known = torch.arange(28, device=run.device).view(28, 1) < 14  # the upper half
     half = (digit, run.strides, run.guidance)
     rows = [x, torch.where(known, x, 0), *(inpaint(model, x, known, *half).clamp(-1, 1) for _ in range(4))]
     run.picture("inpainting.png", ddpm.grid(torch.cat(rows) / 2 + 0.5, "the lower half of a digit, inpainted",
                                             ["x", "known", *"1234"]))
     walk = [decode(great_circle(z, z.roll(-1, 0), u / 8)) / 2 + 0.5 for u in range(9)]
-    run.picture("interpolation.png", ddpm.grid(torch.cat(walk), "to the next digit, through their latents x_T"))
+    run.picture("interpolation.png", ddpm.grid(torch.cat(walk), "to the next digit, through the latents"))
     run.picture("interpolation.gif", *(ddpm.grid(images, "to the next digit") for images in walk))
 
 if __name__ == "__main__":

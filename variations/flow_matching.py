@@ -99,7 +99,7 @@ def evaluate(run, model, x_train, x, chapter=None):
                               for t, x_t in trajectory(model, noise[:50], digit[:50], 32, run.guidance)))
     ax, calls = Figure(figsize=(6, 4), layout="constrained").subplots(), [2, 4, 8, 16, 32, 64]
     solvers = [("Euler", partial(trajectory, model, heun=False), 0), ("Heun", partial(trajectory, model), 0)]
-    solvers += [("DDIM (ddpm)", partial(ddpm.ddim, chapter), 1)] if chapter else []  # pixels in [-1, 1]
+    solvers += [("DDIM (ddpm)", partial(ddpm.ddim, chapter.to(x.device)), 1)] if chapter else []  # in [-1, 1]
     for name, solver, shift in solvers:
         ends = [(list(solver(noise, digit, k, 1))[-1][1].flatten(1) + shift) / 2 for k in calls]
         ax.loglog(calls, [energy_distance(end.clamp(0, 1), real) for end in ends], "o-", label=name)

@@ -113,7 +113,7 @@ def main(argv=None):
         vae.main([*flags, f"--out={path.parent}", f"--device={run.device}"])
     x = mnist(run.stand_in)[0]
     ddpm.DDPM = partial(LatentDiffusion, trained=vae.load(path), x=x[:len(x) * 11 // 12])
-    ddpm.evaluate = partial(evaluate, torch.load(path, weights_only=True)["seconds"])
+    ddpm.evaluate = partial(evaluate, torch.load(path, map_location="cpu", weights_only=True)["seconds"])
     ddpm.main(argv)  # the chapter's loop, with these in the place of its own
 
 if __name__ == "__main__":

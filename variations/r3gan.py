@@ -52,7 +52,8 @@ def gradient_penalty(gamma, logits, images):
 @torch.no_grad()
 def margins(D, G, x, y):
     """D(x) − D(G(z)) (B,) of uint8 images x and as many samples of their classes y."""
-    return D(x / 255, y) - D(G.sample(len(x), y), y)
+    c = G.labels(y, len(y))  # all NULL in a model without classes
+    return D(x / 255, c) - D(G.sample(len(x), y), c)
 
 class Run(gan.Run):
     def picture(self, name, *figures):
@@ -113,7 +114,7 @@ def main(argv=None):
             wins = [m.sigmoid().mean().item() for m in (seen, unseen, -unseen)]  # three, for gan.py's picture
             samples = grid(ema.module.sample(40, torch.arange(40) % 10), f"samples, step {step:,}")
             run.save(F.softplus(-unseen).mean().item(), samples, D=wins)
-    gan.evaluate(run, ema.module, x[:10000], y[:10000], y_test)
+    gan.evaluate(run, ema.module, x[:n][:10000], y[:n][:10000], y_test)
 
 if __name__ == "__main__":
     start(main)

@@ -2,7 +2,7 @@
 
 What changes: the tokens. Patches become characters, K symbols, and images windows of T = 256 characters that
 begin anywhere in the text; the input of position 1 is the null label. Logits, log_prob and cached sampler are
-the chapter's. For longer samples, the last half of a window begins the next (`continued`).
+the chapter's; beyond T characters the window slides on one by one (`continued`).
 
 Why: to compare with char_rnn.py. An LSTM carries all that it has read in a state of fixed size; here the last
 T characters are each within reach, no earlier one; context.png shows how much they help. One book is little
