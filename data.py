@@ -69,8 +69,8 @@ def mnist(stand_in="auto", device="cpu"):
             return *stand_in_digits(60000, 0, device), *stand_in_digits(10000, 1, device), "stand-in digits"
         blobs.append(blob)
     x, y, x_test, y_test = map(read_idx, MNIST, blobs)
-    for part, images, labels in ("train", x, y), ("t10k", x_test, y_test):
-        require(len(images) == len(labels), f"{part}-labels-idx1-ubyte.gz", f"{len(images)} labels", len(labels))
+    for part, a, b in ("train", x, y), ("t10k", x_test, y_test):
+        require(len(a) == len(b), f"{part}-labels-idx1-ubyte.gz", f"{len(a)} labels", len(b))
     own = f"images in {FOLDER.resolve().name} (md5 {hashlib.md5(b''.join(blobs)).hexdigest()[:6]})"
     digits = x[:, None], y.long(), x_test[:, None], y_test.long()
     return *(v.to(device) for v in digits), "MNIST" if all(map(is_official, MNIST, blobs)) else own

@@ -194,7 +194,7 @@ def load(path=f"out/{NAME}/model.pt", device="cpu"):
 def grid(images, title, rows="", cols="0123456789"):
     """A figure of images (N, 1, 28, 28) in [0, 1], ten to a row, with names of rows and columns."""
     tiles = images.float().cpu().view(-1, 10, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
-    ax = Figure(figsize=(6.2, len(tiles) / 56 + 0.9), layout="constrained").subplots()
+    ax = Figure(figsize=(6.2, len(tiles) / 56 + 1.1), layout="constrained").subplots()
     ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
     ax.set(xticks=range(14, 280, 28), xticklabels=cols, title=title, frame_on=False)
     ax.set(yticks=range(14, 28 * len(rows), 28), yticklabels=rows)

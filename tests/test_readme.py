@@ -22,11 +22,10 @@ NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-\d+)?(?![\d.]*\w)")
 # Numbers in the prose that nobody measured here: sizes of the data, of pictures, figures of others, plain counting.
 CONSTANTS = {
     "28", "784", "49", "64", "256", "255", "2", "55,000", "5,000", "10,000", "60,000", "1,000", "543.4", "8,000", "0",
-    "1", "8", "9", "11", "12", "16", "65", "200", "300", "2,000", "14,990", "99", "4.6",
+    "1", "8", "9", "11", "12", "16", "65", "200", "300", "400", "2,000", "14,990", "99", "4.6",
     "95",  # per cent, of intervals
     "158", "14",  # CS294-158, and the number of a tutorial
     "118.6",  # transformer_ar.py's nats, in bits
-    "143",  # lines of the frame: below
     "1.4697", "1.88", "84.87", "86.77", "84.78",  # published, see REFERENCES in the openings
 }
 
