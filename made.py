@@ -228,11 +228,12 @@ def evaluate(run, model, x, y):
     x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
     rows = [x10, *(model.sample(10, digit, given=x10.flatten(1)[:, :392]) for _ in range(4))]
     run.picture("completion.png", grid(torch.cat(rows), "the lower half of x, drawn four times", "x1234"))
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    figure.suptitle("the masks: black weights are kept")
     ends = "pixel to hidden unit", "hidden unit to logit", "pixel to logit"
     for ax, name, title in zip(figure.subplots(1, 3), ("0", "out", "direct"), ends):
         ax.imshow(model.get_buffer(f"mask_0_{name}").cpu(), cmap="gray_r", aspect="auto")
-        ax.set(title=f"{title}: black weights are kept", xlabel="from", ylabel="to")
+        ax.set(title=title, xlabel="from", ylabel="to")
     run.picture("masks.png", figure)
 
 # %% Notes
