@@ -232,7 +232,7 @@ def evaluate(run, model, x, y):
     left.plot([p["step"] for p in run.curve], energies, label=["validation digits", "chains in the buffer"])
     left.set(title="the two energies stay close and near 0", xlabel="step", ylabel="mean E(x, y), nats")
     for name, values in {"test digits": e[:, NULL], **energy}.items():
-        right.hist(values.clamp(-10, 20).cpu(), 120, (-10, 20), density=True, alpha=0.6, label=name)
+        right.hist(values.clamp(-10, 20).cpu(), 120, range=(-10, 20), density=True, alpha=0.6, label=name)
     right.set(title="what has low energy?", xlabel="E(x), up to a constant", ylabel="density", yscale="log")
     left.legend()
     right.legend(fontsize=8)

@@ -227,7 +227,7 @@ def spectrograms(sounds, names, title):
     figure = Figure(figsize=(12, 2.5 * math.ceil(len(sounds) / 5)), layout="constrained")
     figure.suptitle(title)
     for ax, x, name in zip(figure.subplots(math.ceil(len(sounds) / 5), 5).flat, sounds.cpu(), names):
-        ax.specgram(F.pad(x, (0, 256)) + 1e-5, NFFT=256, Fs=8, noverlap=216, cmap="magma", vmin=-60)
+        ax.specgram(F.pad(x, (0, 256)) + torch.rand(len(x) + 256) / 1e4, NFFT=256, Fs=8, noverlap=216)
         ax.set(title=name, xlabel="milliseconds", ylabel="kHz")
     return figure
 
@@ -250,7 +250,7 @@ def evaluate(run, model, test, speakers):
         ax = Figure(figsize=(10, 3.6), layout="constrained").subplots()
         ax.imshow(p[start:start + 240].T, origin="lower", aspect="auto", cmap="magma")
         ax.plot(x[start:start + 240].cpu(), ".", ms=2, color="cyan")
-        ax.set(title="predicted (bright) and real (dots)", xlabel=f"sample − {start:,}", ylabel="level")
+        ax.set(title="predicted (bright) and real (dots)", xlabel=f"samples from {start:,} on", ylabel="level")
         frames.append(ax.figure)
     run.picture("predictions.png", frames[len(frames) // 2])
     run.picture("predictions.gif", *frames)

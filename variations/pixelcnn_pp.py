@@ -77,7 +77,7 @@ def bits(model, x, y):
 def main(argv=None):
     vars(gated_pixelcnn).update(NAME="pixelcnn_pp", LOSS="NLL, bits/dim", load=checked)  # for Run
     gated_pixelcnn.SETTINGS |= {
-        "steps": (14000, "optimiser steps", 1, 10**9), "batch_size": (8, "digits per step", 1, 10**6),
+        "steps": (17000, "optimiser steps", 1, 10**9), "batch_size": (4, "digits per step", 1, 10**6),
         "levels": ("logistics", "or softmax", "logistics", "softmax")}
     run = gated_pixelcnn.Run(argv)
     x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
