@@ -27,11 +27,11 @@ memorised. Mode collapse shows in the samples alone: one digit from every z, sha
 Sampling: one pass. p(x): none, not even a bound; nothing but counting samples shows which digits G never
 draws. Latent: z, without an encoder. Good at: sharp samples, speed. Bad at: coverage, and being measured.
 
-`python gan.py` on MNIST and 2 cores of an Intel Xeon (bfloat16): 287 s of training, 296 s in all.
+`python gan.py` on MNIST and two cores of an Intel Xeon (bfloat16): 321 s of training, 330 s in all.
 
-    step 548/6,000  discriminator loss, nats 1.2654  1,360 digits/s  4 min 16 s left
-    step 3,113/6,000  discriminator loss, nats 1.3621  1,328 digits/s  2 min 19 s left
-    step 6,000/6,000  discriminator loss, nats 1.3493  1,340 digits/s  0 min 00 s left
+    step 478/6,000  discriminator loss, nats 1.2333  1,184 digits/s  4 min 58 s left
+    step 2,799/6,000  discriminator loss, nats 1.3611  1,189 digits/s  2 min 52 s left
+    step 6,000/6,000  discriminator loss, nats 1.3486  1,196 digits/s  0 min 00 s left
 
 A separate classifier finds the class asked for in 99.0 % of 5,000 samples. In its features the Fréchet
 distance to the test digits is 0.6.

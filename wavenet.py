@@ -227,7 +227,7 @@ def spectrograms(sounds, names, title):
     figure = Figure(figsize=(12, 2.5 * math.ceil(len(sounds) / 5)), layout="constrained")
     figure.suptitle(title)
     for ax, x, name in zip(figure.subplots(math.ceil(len(sounds) / 5), 5).flat, sounds.cpu(), names):
-        ax.specgram(F.pad(x, (0, 256)) + torch.rand(len(x) + 256) / 1e4, NFFT=256, Fs=8, noverlap=216)
+        ax.specgram(x + torch.rand(len(x)) / 1e4, NFFT=256, Fs=8, noverlap=216, cmap="magma", vmin=-60)
         ax.set(title=name, xlabel="milliseconds", ylabel="kHz")
     return figure
 

@@ -259,7 +259,8 @@ def main(argv=None):
     commands |= {f"{name}-unconditional": f"{name}.py --label-dropout 1 --out out/{name}-unconditional"
                  for name in BINARY}
     commands |= {name: f"-m variations.{name}" for name in later.IDEAS if name != "compression"}
-    commands["pixelcnn_pp-softmax"] = "-m variations.pixelcnn_pp --levels softmax --out out/pixelcnn_pp-softmax"
+    longer = "-m variations.pixelcnn_pp --steps 14000 --batch-size 8 --out out/pixelcnn_pp"
+    commands |= {"pixelcnn_pp-14000": f"{longer}-14000", "pixelcnn_pp-softmax": f"{longer}-softmax --levels softmax"}
     commands["fsq-codes16"] = "-m variations.fsq --codes 16 --out out/fsq-codes16"
     missing = [name for name in commands if not (out / name / "metrics.json").exists()]
     for name in missing:
