@@ -250,7 +250,7 @@ def evaluate(run, model, test, speakers):
         ax = Figure(figsize=(10, 3.6), layout="constrained").subplots()
         ax.imshow(p[start:start + 240].T, origin="lower", aspect="auto", cmap="magma")
         ax.plot(x[start:start + 240].cpu(), ".", ms=2, color="cyan")
-        ax.set(title="predicted (bright) and real (dots)", xlabel=f"samples from {start:,} on", ylabel="level")
+        ax.set(title="predicted (bright), real (dots)", xlabel=f"samples from {start:,} on", ylabel="level")
         frames.append(ax.figure)
     run.picture("predictions.png", frames[len(frames) // 2])
     run.picture("predictions.gif", *frames)
