@@ -191,8 +191,7 @@ def test_a_tiny_run_writes_its_results_and_pictures(tmp_path):
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["script"] == "fsq" and metrics["step"] == 3 and metrics["settings"]["levels"] == "4,3"
     assert all(math.isfinite(value) for value in (metrics["results"] | metrics["baselines"]).values())
-    assert metrics["results"]["nats of the codes without a prior, T log K"] == pytest.approx(4 * math.log(12))
-    for file in ["samples.png", "curve.png", "usage.png", "codes.png", "morph.gif", "levels.png"]:
+    for file in ["samples.png", "curve.png", "codes.png", "morph.gif", "levels.png"]:
         assert (tmp_path / "a" / file).stat().st_size > 1000
     assert "3/3" in out and "perplexity" in out and "Warning" not in err
 

@@ -298,7 +298,7 @@ def test_the_saved_model_loads_and_samples(tmp_path, monkeypatch):
 def test_faults_end_with_status_2_and_the_default_folder_has_the_variation_s_name(tmp_path):
     (tmp_path / "file").write_text("no folder")
     assert "file" in refused(start(tmp_path / "file"))
-    assert "no such file" in refused(start(tmp_path / "a", f"--vae {tmp_path / 'none.pt'}")).lower()
+    assert "none.pt is missing" in refused(start(tmp_path / "a", f"--vae {tmp_path / 'none.pt'}"))
     assert "damaged" in refused(start(tmp_path / "a", f"--vae {tmp_path / 'file'}"))
     assert "out of range" in refused(start(tmp_path / "a", "--beta -1"))
     text, _ = finished(start(tmp_path, "--help"))

@@ -136,7 +136,7 @@ def test_a_whole_run_and_its_resumption(name, tmp_path):
     out, _ = finished(start(name, "--resume", "--out", tmp_path / "run", "--steps", "4"))
     assert "step 4/4" in out
     torch.save({"name": "char_rnn"}, tmp_path / "run" / "model.pt")
-    assert "model.pt is damaged" in refused(start(name, "--resume", "--out", tmp_path / "run"))
+    assert "damaged" in refused(start(name, "--resume", "--out", tmp_path / "run"))
 
 
 @pytest.mark.slow
