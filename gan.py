@@ -34,7 +34,7 @@ draws. Latent: z, without an encoder. Good at: sharp samples, speed. Bad at: cov
     step 6,000/6,000  discriminator loss, nats 1.3486  1,196 digits/s  0 min 00 s left
 
 A separate classifier finds the class asked for in 99.0 % of 5,000 samples. In its features the Fréchet
-distance to the test digits is 0.6.
+distance to the test digits (as in FID, see the README) is 0.6.
 """
 import argparse
 import io
@@ -243,7 +243,8 @@ def evaluate(run, model, x, y, y_test):
 # Differs from the paper: DCGAN's convolutions (Radford, Metz & Chintala 2016, 1511.06434) at 28 x 28, without
 # batch normalisation; R1 (Mescheder, Geiger & Nowozin 2018, 1801.04406) at every fourth step with four times
 # the weight; the class by projection (Miyato & Koyama 2018, 1802.05637); minibatch standard deviation at the
-# last layer (Karras et al. 2018, 1710.10196); samples from an EMA of G's weights; D's output is a logit.
+# last layer (Karras et al. 2018, 1710.10196); samples from an EMA (running mean) of G's weights; D's output
+# is a logit; Adam with one cycle of the learning rate.
 #
 # Things to break:
 # 1. In `generator_loss`, return F.softplus(fake).mean(), a wrong sign: G helps D, whose loss falls to 0.

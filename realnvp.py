@@ -254,7 +254,8 @@ def evaluate(run, model, x, y):
 # %% Notes
 # Differs from the paper: chessboard masks at 14 x 14, after the first squeeze; no batch normalisation; 0.0005
 # for 0.05 at the edges of the logit; a Gaussian p_Z for each class for N(0, I); the class in every coupling.
-# Samples at a temperature below 1 are no longer draws of p(x | y).
+# Adam with one cycle of the learning rate, gradients clipped at norm 1. Samples at a temperature below 1 are
+# no longer draws of p(x | y).
 #
 # Things to break:
 # 1. In `log_prob`, put torch.rand(x.shape, device=x.device) / 10: the density of points is no bound on that

@@ -151,10 +151,10 @@ def main(argv=None):
     run = Run(argv)  # flags, output folder, resuming: the frame, at the end of this file
     train, test, run.source = audio(run.audio or None, run.stand_in)
     speakers = sorted({speaker for _, _, speaker in train if speaker})
-    level, level_test = (torch.cat([compand(torch.from_numpy(x)) for x, *_ in v]) for v in (train, test))
+    data, test = tensors(train, speakers, run.device), tensors(test, speakers, run.device)
+    level, level_test = (torch.cat([x[:n] for x, _, _, n in zip(*v)]).long() for v in (data, test))
     rate = (level.bincount(minlength=256) + 1.0) / (len(level) + 256)
     run.baselines = {"untrained": 8.0, "level by level, bits/sample": -rate.log2()[level_test].mean().item()}
-    data, test = tensors(train, speakers, run.device), tensors(test, speakers, run.device)
     held = torch.arange(len(data[0]), device=run.device) % 20 == 0  # a twentieth is for validation
     valid, data = [v[held][::3] for v in data], [v[~held] if len(v) > 1 else v for v in data]
 
