@@ -1,199 +1,310 @@
 """Three small data sets: mnist() gives images, text() gives symbols, audio() gives waveforms.
 
-Files in $DATA_DIR, else in datasets/ beside this file, are used as they are; a missing one is downloaded. If
-that fails, a loud line says so and a stand-in serves: drawn digits, Python's own reference, fading tones.
-Each loader returns its source last. `python data.py` fetches everything and draws a page of each: out/data/.
+Files in the folder $DATA_DIR, else in datasets/ beside this file, are used as they are; missing
+ones are downloaded. If that fails, a loud line says so and made-up data stand in: drawn digits,
+Python's own reference, fading tones. `stand_in` is "auto" for this, "always" for made-up data,
+"never" for an error. The source comes last: "MNIST" and the like for official bytes only, else a
+name and a checksum. Any fault is an OSError. `python data.py` draws a page of each: out/data/.
 """
+
+import gzip
+import hashlib
+import io
+import os
+import re
+import struct
 import sys
-def excepthook(kind, error, trace):  # Ctrl-C ends in one line, also during the slow imports below
-    if issubclass(kind, KeyboardInterrupt):
-        error, trace = KeyboardInterrupt(), None
-    sys.__excepthook__(kind, error, trace)
-sys.excepthook = excepthook
-import gzip, hashlib, io, math, os, re, struct, tarfile, urllib.request
+import tarfile
+import tempfile
+import urllib.request
 from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 
-FOLDER = Path(os.environ.get("DATA_DIR") or Path(__file__).resolve().parent / "datasets")
-SECONDS = 15  # a mirror silent for so long is given up
-MNIST = {"train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-         "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-         "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-         "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c"}
-TEXT, AUDIO = "tinyshakespeare.txt", "free-spoken-digit-dataset-1.0.10.tar.gz"
-CHECKS = MNIST | {TEXT: "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", AUDIO: 3000}
-MIRRORS = {name: [f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}",
-                  f"https://storage.googleapis.com/cvdf-datasets/mnist/{name}"] for name in MNIST} | {
-    TEXT: ["https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"],
-    AUDIO: ["https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"]}
+OFFICIAL = {  # by the MD5 of what is in a file, unpacked: mirrors may pack it anew
+    "6bbc9ace898e44ae57da46a324031adb": "train-images-idx3-ubyte.gz",
+    "a25bea736e30d166cdddb491f175f624": "train-labels-idx1-ubyte.gz",
+    "2646ac647ad5339dbf082846283269ea": "t10k-images-idx3-ubyte.gz",
+    "27ae3e4e09519cfbb04c329615203637": "t10k-labels-idx1-ubyte.gz",
+    "3a8942afaa4d4472e73e631e8d5025b7": "MNIST",  # the pixels and labels in these four
+    "6fb458f1232090904fb40fe944165e91": "tiny Shakespeare",
+    "6a6d1ec584542fd2c3e0f5b8fdade606": "Free Spoken Digit Dataset",  # WAV files and their names
+}
+MNIST = list(OFFICIAL.values())[:4]
+TEXT = "tinyshakespeare.txt"
+AUDIO = "free-spoken-digit-dataset-1.0.10.tar.gz"
+MIRRORS = """https://ossci-datasets.s3.amazonaws.com/mnist/{}
+https://storage.googleapis.com/cvdf-datasets/mnist/{}
+https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt
+https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz""".split()
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+LEVELS = ("[!.]*", "[!.]*/[!.]*", "[!.]*/[!.]*/[!.]*")  # of sub-folders; hidden files are left out
+
 
 def say(message):
     print(f"data.py: {message}", file=sys.stderr, flush=True)
-def require(ok, file, expected, found):
-    if not ok:
-        raise OSError(f"{FOLDER / file}: expected {expected}, found {found}; please replace it")
-def is_official(name, blob):
-    if name == AUDIO:  # GitHub may compress it anew: its WAV files are counted
-        return len(unpack(blob)) == CHECKS[name]
-    return CHECKS[name] in (hashlib.md5(blob).hexdigest(), hashlib.sha256(blob).hexdigest())
 
-def fetch(name, stand_in):
-    """The bytes of a data file, or None where the stand-in serves; OSError where "never" forbids it."""
-    path = FOLDER / name
-    if stand_in == "always" or path.exists():
-        return None if stand_in == "always" else path.read_bytes()
-    for url in MIRRORS[name]:
-        try:
-            say(f"downloading {url}")
-            blob = urllib.request.urlopen(url, timeout=SECONDS).read()
-            if not is_official(name, blob):
-                raise OSError("wrong checksum")
-        except Exception as error:  # whatever is wrong with a mirror, the next one is tried
-            say(f"cannot use {url} ({error})")
-            continue
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        (part := FOLDER / f"{name}.{os.getpid()}.part").write_bytes(blob)
-        os.replace(part, path)
-        return blob
-    if stand_in == "never":
-        raise OSError(f"{path} is missing and cannot be downloaded; '--stand-in never' forbids a stand-in")
-    say(f"NO REAL DATA: {path} is missing and cannot be downloaded. THE STAND-IN SERVES INSTEAD.")
 
-def mnist(stand_in="auto", device="cpu"):
-    """uint8 images (N, 1, 28, 28), int64 labels (N,), the same of the test, on `device`; source. OSError.
-    Only the four official files are called "MNIST"; others are named after their folder and their md5."""
-    blobs = []
-    for name in MNIST:
-        if (blob := fetch(name, stand_in)) is None:
-            return *stand_in_digits(60000, 0, device), *stand_in_digits(10000, 1, device), "stand-in digits"
-        blobs.append(blob)
-    x, y, x_test, y_test = map(read_idx, MNIST, blobs)
-    for part, a, b in ("train", x, y), ("t10k", x_test, y_test):
-        require(len(a) == len(b), f"{part}-labels-idx1-ubyte.gz", f"{len(a)} labels", len(b))
-    own = f"images in {FOLDER.resolve().name} (md5 {hashlib.md5(b''.join(blobs)).hexdigest()[:6]})"
-    digits = x[:, None], y.long(), x_test[:, None], y_test.long()
-    return *(v.to(device) for v in digits), "MNIST" if all(map(is_official, MNIST, blobs)) else own
+def folder():
+    place = os.environ.get("DATA_DIR") or Path(__file__).with_name("datasets")
+    return Path(os.path.expanduser(place))
 
-def read_idx(name, blob):
-    """The uint8 tensor in a gzipped IDX file: a magic number, the size of each dimension, the values."""
-    magic, shape, start = (2051, [28, 28], 16) if "images" in name else (2049, [], 8)
+
+def readable(name):  # under LC_ALL=C, Python reads é as two codes that nothing can draw
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def source_of(kind, path, contents):
+    md5 = hashlib.md5(contents, usedforsecurity=False).hexdigest()
+    own = f"{kind} in {readable(path.resolve().name)} (md5 {md5[:6]})"
+    return OFFICIAL.get(md5, own)
+
+
+def read(path, parse=bytes):
+    """What `parse` makes of the bytes in a file, unpacked if they are gzipped."""
     try:
-        body = gzip.decompress(blob)
-    except Exception as error:
-        require(False, name, "a whole gzip file", f"this fault: {error}")
-    header = [int.from_bytes(body[i:i + 4], "big") for i in range(0, start, 4)]
-    n, values = header[1], np.frombuffer(body, np.uint8)[start:]
-    require(header == [magic, n, *shape], name, f"the IDX header {[magic, n, *shape]}", header)
-    require(len(values) == n * math.prod(shape), name, f"{n} items after the header", f"{len(values)} bytes")
-    require(n >= (12 if "train" in name else 1), name, "at least 12 training items and 1 test item", n)
-    require(shape or values.max() <= 9, name, "labels from 0 to 9", values.max())
-    return torch.from_numpy(values.reshape(n, *shape).copy())
+        blob = path.read_bytes()
+        return parse(gzip.decompress(blob) if blob.startswith(b"\x1f\x8b") else blob)
+    except Exception as error:  # or not allowed: each fails in its own way
+        raise OSError(f"{path} is missing, damaged or of another format: {error}") from error
+
+
+def find(name):  # a path in the data folder, of a gzipped file or not; None if it is missing
+    paths = [folder() / name, folder() / name.removesuffix(".gz")]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def obtain(name, mirrors, stand_in):
+    """The path of an official file, downloaded if it is missing; None if the stand-in serves."""
+    if stand_in == "always":
+        return None
+    if find(name):
+        return find(name)
+    for url in mirrors:
+        say(f"downloading {url.format(name)}")
+        try:
+            folder().mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder()) as beside:  # it appears whole or not
+                part = Path(beside, name)
+                with urllib.request.urlopen(url.format(name), timeout=15) as answer:
+                    part.write_bytes(answer.read())
+                contents = joined(read(part, unpack)) if name == AUDIO else read(part)
+                if source_of("download", part, contents) in OFFICIAL.values():
+                    return part.replace(folder() / name)
+                say("these are not the official bytes")
+        except Exception as error:  # whatever is wrong with a mirror, the next one is tried
+            say(f"that fails: {error}")
+    missing = f"{folder() / name} is missing and cannot be downloaded; DATA_DIR names the folder"
+    if stand_in == "never":
+        raise OSError(missing)
+    say(f"NO REAL DATA: {missing}. THE STAND-IN SERVES INSTEAD.")
+
+
+def mnist(stand_in="auto", device="cpu", classes=None):
+    """uint8 images (N, 1, 28, 28), int64 labels (N,), the same of the test, on `device`; source.
+
+    The data folder may hold your own: four files of MNIST's format, or images (read_images). Labels
+    must be below `classes`: 1 makes all of them 0, None checks nothing."""
+    arrays = None if stand_in == "always" else real_images(stand_in)
+    source = source_of("images", folder(), b"".join(arrays)) if arrays else "stand-in digits"
+    if not arrays:
+        arrays = [*stand_in_digits(60000, 0), *stand_in_digits(10000, 1)]
+    x, y, x_test, y_test = [np.asarray(array) for array in arrays]
+    if x.shape != (max(y.size, 12), 1, 28, 28) or x_test.shape != (max(y_test.size, 1), 1, 28, 28):
+        raise OSError(f"{source}: at least 12 images and 1 for tests are needed, 28 x 28, labelled")
+    largest = max(y.max(), y_test.max())
+    if classes == 1:
+        y[:] = 0
+        y_test[:] = 0
+    elif classes is not None and largest >= classes:
+        raise OSError(f"{source} has labels up to {largest}: give --classes {largest + 1}")
+    return *[torch.tensor(part, device=device) for part in (x, y, x_test, y_test)], source
+
+
+def real_images(stand_in):  # the arrays of mnist() from files; None if the stand-in serves
+    found = [find(name) for name in MNIST if find(name)]
+    missing = [name for name in MNIST if not find(name)]
+    files = [file for level in LEVELS for file in folder().glob(level)]
+    images = sorted(file for file in files if file.suffix.lower() in IMAGES)
+    if images and not found:
+        return read_images(images)
+    for path in found:
+        if missing and source_of("file", path, read(path)) not in MNIST:
+            raise OSError(f"{folder()} lacks {', '.join(missing)}: no download completes your own")
+    if all(obtain(name, MIRRORS[:2], stand_in) for name in MNIST):
+        return [read(find(name), parse_idx) for name in MNIST]
+
+
+def parse_idx(blob):
+    """The array in MNIST's format: 0, 0, 8, the number of dimensions; their sizes; the values."""
+    sizes = struct.unpack_from(f">{blob[3]}I", blob, 4)
+    values = np.frombuffer(blob, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
+    return values.astype(np.int64) if values.ndim == 1 else values[:, None]
+
+
+def read_images(paths):
+    """The arrays of mnist() from image files; the sorted names of their folders are the classes. A
+    sixth, drawn once and for all, is the test. Images are scaled to fit 28 x 28, the rest is filled
+    with the grey of their top left corner, and transparent is white."""
+    say(f"reading {len(paths):,} images")
+    np.random.default_rng(0).shuffle(paths)
+    x = np.stack([read(path, parse_image) for path in paths])
+    _, y = np.unique([path.parent.name for path in paths], return_inverse=True)
+    test = np.arange(len(paths)) % 6 == 0
+    return x[~test], y[~test], x[test], y[test]
+
+
+def parse_image(blob):  # grey levels (1, 28, 28)
+    image = Image.open(io.BytesIO(blob))
+    if image.mode.startswith("I"):  # 16 bits a pixel
+        image = image.convert("I").point(lambda level: level * (1 / 257))
+    page = Image.new("RGBA", image.size, "white")
+    grey = Image.alpha_composite(page, image.convert("RGBA")).convert("L")
+    square = ImageOps.pad(grey, (28, 28), color=grey.getpixel((0, 0)))
+    return np.asarray(square)[None]
+
 
 # A pen's way through each digit: points "xy" on a 10 x 10 grid, y down.
-STROKES = """60 30 12 04 08 29 59 87 94 82 60 30, 50 52 54 47 49, 12 40 82 74 56 28 09 39 69 99,
-    11 40 90 83 44 44 86 79 39 08, 20 13 05 35 65 95 75 63 70 73 76 69, 90 61 21 21 14 44 85 78 49 08,
-    70 40 22 06 19 59 87 65 25 07, 01 31 91 91 74 56 49, 91 50 11 13 44 76 78 49 17 26 54 82 91,
-    82 60 21 13 35 64 82 91 83 76 69""".split(",")
+STROKES = """603012040829598794826030 5052544749 12408274562809396999 11409083444486793908
+    201305356595756370737669 90612121144485784908 70402206195987652507 01319191745649
+    91501113447678491726548291 8260211335648291837669"""
+
 
 def stand_in_digits(n, seed, device="cpu"):
-    """n drawn digits, uint8 (n, 1, 28, 28), and labels, int64 (n,). A seed always gives the same digits."""
+    """n drawn digits, uint8 (n, 1, 28, 28), and labels, int64 (n,); always the same for a seed."""
     rng = np.random.default_rng(seed)
-    images, labels = np.zeros((n, 1, 28, 28), np.uint8), rng.integers(10, size=n)
-    for digit, stroke in enumerate(STROKES):
-        grid = [(int(x), int(y)) for x, y in stroke.split()]
-        points = rng.normal(grid, .35, (np.sum(labels == digit), len(grid), 2))
-        for _ in range(2):  # smooth the line: double every point, then average each with its neighbours
+    images = np.zeros((n, 1, 28, 28), np.uint8)
+    labels = rng.integers(10, size=n)
+    for digit, stroke in enumerate(STROKES.split()):
+        corners = np.array(list(stroke), float).reshape(-1, 2)
+        points = rng.normal(corners, 0.35, (np.sum(labels == digit), *corners.shape))
+        for _ in range(2):  # smooth: double every point, then average each with its neighbours
             twice = np.repeat(points, 2, axis=1)
             points = (twice[:, :-2] + 2 * twice[:, 1:-1] + twice[:, 2:]) / 4
-        x, y = (points - points.mean(axis=1, keepdims=True)).transpose(2, 0, 1)  # (images, points) each
-        size, slant, pen = rng.normal([2.1, .25, .9], [.1, .2, .1], (len(x), 3)).T[:, :, None]
-        at = size * np.stack([.7 * x - slant * y, y]) + 14
-        z = (np.arange(28) - at[..., None]) / pen[..., None]  # (2, images, points, 28)
-        columns, rows = np.exp(-np.minimum(z * z / 2, 20).astype(np.float32))  # smaller floats would be slow
-        images[labels == digit, 0] = 255 * np.clip(rows.swapaxes(1, 2) @ columns * 1.6 - .4, 0, 1)
+        x, y = (points - points.mean(axis=1, keepdims=True)).transpose(2, 0, 1)  # (count, points)
+        size, slant, pen = rng.normal([2.1, 0.25, 0.9], [0.1, 0.2, 0.1], (len(x), 3)).T[:, :, None]
+        centre = size * np.stack([0.7 * x - slant * y, y]) + 14
+        z = (np.arange(28) - centre[..., None]) / pen[..., None]  # (2, count, points, 28)
+        columns, rows = np.exp(-np.minimum(z * z / 2, 20).astype(np.float32))  # smaller is slow
+        images[labels == digit, 0] = 255 * np.clip(rows.swapaxes(1, 2) @ columns * 1.6 - 0.4, 0, 1)
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
+
 def text(path=None, stand_in="auto", ids=False):
-    """A UTF-8 file, or tiny Shakespeare: (str, source); or int64 ids (T,), characters, source. OSError."""
-    source = Path(path).name if path else "tiny Shakespeare"
-    blob = Path(path).read_bytes() if path else fetch(TEXT, stand_in)
-    if blob is None:
-        from pydoc_data.topics import topics
-        source, blob = "stand-in text", "\n".join(topics[key] for key in sorted(topics)).encode()
-    corpus = blob.decode("utf-8-sig", errors="replace")
-    is_text = corpus.strip() and "\ufffd" not in corpus  # U+FFFD replaces bytes that are not UTF-8
-    require(is_text, Path(path or FOLDER / TEXT).absolute(), "UTF-8 text", "no text or other bytes")
-    index = {character: i for i, character in enumerate(sorted(set(corpus)))}
-    return (torch.tensor([index[c] for c in corpus]), list(index), source) if ids else (corpus, source)
+    """A UTF-8 file or tiny Shakespeare: str, source; with `ids`: int64 (T,), characters, source."""
+    from pydoc_data.topics import topics  # Python's reference, the stand-in
+
+    path = Path(os.path.expanduser(path)) if path else obtain(TEXT, MIRRORS[2:3], stand_in)
+    corpus = "\n".join(topics[key] for key in sorted(topics))
+    source = "stand-in text"
+    if path:
+        corpus = read(path, lambda blob: blob.decode("utf-8-sig"))
+        source = source_of("text", path, corpus.encode())
+    if not corpus.strip():
+        raise OSError(f"{path} holds no text")
+    if not ids:
+        return corpus, source
+    characters = sorted(set(corpus))
+    index = {character: i for i, character in enumerate(characters)}
+    return torch.tensor([index[character] for character in corpus]), characters, source
+
 
 def audio(path=None, stand_in="auto"):
-    """(train, test, source): lists of (waveform float32 (T,) in [-1, 1] at 8 kHz, digit, speaker). OSError.
-    Free Spoken Digit Dataset 1.0.10, or a folder of WAV files named like 7_anna_12.wav, where takes 0-4 are
-    the test set. With other names digits are -1; then, or if a set would be empty, every tenth is a test."""
-    if not path and (blob := fetch(AUDIO, stand_in)) is None:
-        return *stand_in_tones(), "stand-in audio (fading tones)"
-    wavs = [p for p in sorted(Path(path).iterdir()) if p.suffix.lower() == ".wav"] if path else []
-    files = {p.name: p.read_bytes() for p in wavs} if path else unpack(blob)
-    place, least = (Path(path).absolute(), 2) if path else (AUDIO, 3000)
-    require(len(files) >= least, place, f"at least {least} whole .wav files", len(files))
-    names = [re.fullmatch(r"([0-9])_([^_]*)_([0-9]+)\.wav", name, re.I) for name in files]
-    names = names if all(names) else [{1: -1, 2: "", 3: 5}] * len(names)  # digit, speaker, recording
-    tests = [int(m[3]) < 5 for m in names]
-    tests = tests if len({*tests}) > 1 else [(i + 1) % min(10, len(names)) == 0 for i in range(len(names))]
-    clips = [(read_wav(wav, name), int(m[1]), m[2]) for m, (name, wav) in zip(names, files.items())]
-    train, test = ([clip for clip, t in zip(clips, tests) if t == part] for part in (False, True))
-    return train, test, place.name if path else "Free Spoken Digit Dataset"
+    """(train, test, source): lists of (waveform float32 (T,) in [-1, 1] at 8 kHz, digit, speaker).
 
-def unpack(blob):
-    """{name: bytes} of the WAV files in a .tar.gz, unpacked in memory; {} where the archive is broken."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(blob))) as tar:
-            return {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.name.endswith(".wav")}
-    except Exception:
-        return {}
+    The Free Spoken Digit Dataset, or WAV files in a folder `path`, named like 7_anna_12.wav: takes
+    0-4 are the test. With other names digits are -1; then, or if a set would be empty, every tenth
+    file is a test."""
+    path = Path(os.path.expanduser(path)) if path else obtain(AUDIO, MIRRORS[3:], stand_in)
+    if not path:
+        return *stand_in_tones(), "stand-in audio (fading tones)"
+    wavs = {readable(file.name): read(file) for file in path.glob("[!.]*.[wW][aA][vV]")}
+    if path.is_file():
+        wavs = read(path, unpack)
+    clips = {name: read_wav(wavs[name], name) for name in sorted(wavs)}
+    for name in [name for name in clips if len(clips[name]) < 3]:
+        say(f"{name} is left out: it has fewer than 3 samples")
+        del clips[name]
+    if len(clips) < 2:
+        raise OSError(f"{path} holds {len(clips)} WAV files with sound; at least 2 are needed")
+    names = [re.fullmatch(r"([0-9])_([^_]*)_([0-9]+)\.wav", name, re.I) for name in clips]
+    if not all(names):
+        names = [("", -1, "", 5)] * len(names)  # [1] digit, [2] speaker, [3] take
+    tests = [int(name[3]) < 5 for name in names]
+    if len(set(tests)) == 1:
+        tests = [i % 10 == 0 for i in range(len(names))]
+    parts = [], []
+    for is_test, clip, name in zip(tests, clips.values(), names, strict=True):
+        parts[is_test].append((clip, int(name[1]), name[2]))
+    return *parts, source_of("sounds", path, joined(wavs))
+
+
+def unpack(blob):  # the WAV files in an archive: {name: bytes}
+    with tarfile.open(fileobj=io.BytesIO(blob), mode="r:") as tar:
+        files = [file for file in tar if file.name.endswith(".wav")]
+        return {Path(file.name).name: tar.extractfile(file).read() for file in files}
+
+
+def joined(wavs):
+    return b"".join(name.encode() + wavs[name] for name in sorted(wavs))
+
 
 def read_wav(blob, name):
-    """The waveform of a WAV file, PCM or float, at 8 kHz, channels averaged: float32 (T,) in [-1, 1]."""
+    """The sound in a WAV file, PCM or float: float32 (T,) in [-1, 1], 8 kHz, channels averaged."""
     try:
-        at, chunks = blob.index(b"WAVE", 8, 12) + 4, {}
-        while b"data" not in chunks:  # a chunk: four letters, its size, its contents, padded to an even size
-            kind, size = struct.unpack_from("<4sI", blob, at)
-            chunks[kind], at = blob[at + 8:at + 8 + size], at + 8 + size + size % 2
-        code, channels, rate, bits = struct.unpack_from("<HHI6xH", chunks[b"fmt "])  # code 1: PCM, 3: float
-        code, width = chunks[b"fmt "][24] if code == 0xFFFE else code, (bits + 7) // 8
-        pad = {(1, 1): 3, (1, 2): 2, (1, 3): 1, (1, 4): 0, (3, 4): 0, (3, 8): 0}[code, width]
-        raw = np.frombuffer(chunks[b"data"], np.uint8, size - size % (channels * width))
-        raw = np.pad(raw.reshape(-1, channels, width), ((0, 0), (0, 0), (pad, 0)))  # PCM becomes int32
-        raw[:, :, -1] ^= 128 if width == 1 else 0  # 8-bit WAV is unsigned
-        pcm = raw.view("<i4") / 2**31 if code == 1 else np.asarray_chkfinite(raw.view(f"<f{width}"))
-        n, pcm = len(pcm), pcm.mean(axis=(1, 2), dtype=float)
-        if 0 < (wanted := round(n * 8000 / rate)) != n:  # resample by Fourier: frequencies above 4 kHz go
-            pcm = np.fft.irfft(np.fft.rfft(pcm)[:wanted // 2 + 1], wanted) * wanted / n
-    except (struct.error, LookupError, ValueError, ZeroDivisionError) as error:
-        raise OSError(f"{name} is not a whole WAV file of PCM or 32- or 64-bit float ({error})") from error
-    return pcm.clip(-1, 1).astype(np.float32)
+        chunks = {}
+        start = 12
+        while b"data" not in chunks:  # a chunk: four letters, a size, contents of an even size
+            kind, size = struct.unpack_from("<4sI", blob, start)
+            chunks[kind] = start + 8
+            start += 8 + size + size % 2
+        code, channels, rate, frame = struct.unpack_from("<HHI4xH", blob, chunks[b"fmt "])
+        if code == 0xFFFE:  # "extensible": the code stands further on
+            code = blob[chunks[b"fmt "] + 24]
+        if size == 0 or size >= 0x7FFFF000:  # it was written to a pipe: up to the end of the file
+            size = len(blob) - chunks[b"data"]
+        raw = np.frombuffer(blob, np.uint8, size - size % frame, chunks[b"data"])
+        width = frame // channels
+        if code == 1:  # integers, lowest byte first, as fractions; from 1/2 on they are negative
+            unsigned = raw.reshape(-1, width) @ 256.0 ** np.arange(-width, 0)
+            samples = 2 * ((unsigned + 0.5 * (width > 1)) % 1) - 1  # but 8 bits have no sign
+        else:
+            samples = raw.view({(3, 4): "<f4", (3, 8): "<f8"}[code, width])
+        samples = np.asarray_chkfinite(samples, float).reshape(-1, channels).mean(axis=1)
+        length = round(len(samples) * 8000 / rate)
+        if 0 < length != len(samples):  # resampled by Fourier: what is above 4 kHz goes
+            samples = np.fft.irfft(np.fft.rfft(samples), length) * length / len(samples)
+        return samples[:length].clip(-1, 1).astype(np.float32)
+    except Exception as error:
+        raise OSError(f"{name} is not a whole WAV file of PCM or float samples") from error
+
 
 def stand_in_tones():
-    """3,000 clips as audio() gives them: the digit sets the pitch, the speaker how fast the tone fades."""
-    clips, t, rng = [], np.arange(3200) / 8000, np.random.default_rng(0)
-    for _, digit, speaker in np.ndindex(50, 10, 6):  # recordings, digits, speakers
-        tone = np.sin(2 * np.pi * (110 * 1.13**digit * t + rng.uniform())) * np.exp(-(2 + 3 * speaker) * t)
+    """3,000 clips as audio() gives them: the digit sets the pitch, the speaker how it fades."""
+    t = np.arange(3200) / 8000
+    clips = []
+    for take, digit, speaker in np.ndindex(50, 10, 6):
+        cycles = 110 * 1.13**digit * t + take / 50
+        tone = np.sin(2 * np.pi * cycles) * np.exp(-(2 + 3 * speaker) * t)
         clips.append((tone.astype(np.float32), digit, f"player{speaker}"))
     return clips[300:], clips[:300]
 
+
 if __name__ == "__main__":
-    try:
-        (x, y, _, _, digits), (corpus, book), (train, _, voices) = mnist(), text(), audio()
-    except OSError as trouble:
-        sys.exit(say(trouble) or 2)
     import matplotlib.pyplot as plt
+
+    try:
+        x, _, _, _, digits = mnist()
+        corpus, book = text()
+        clips, _, voices = audio()
+    except OSError as error:
+        sys.exit(f"data.py: {error}")
+    print(f"{len(x):,} of {digits!a}, {len(corpus):,} of {book!a}, {len(clips):,} of {voices!a}")
     os.makedirs("out/data", exist_ok=True)
-    print(f"{digits}: {len(x):,} images\n{book}: {len(corpus):,} characters\n{voices}: {len(train):,} clips")
-    page = x[y.argsort(stable=True)][torch.linspace(0, len(y) - 1, 160).long()].view(10, 16, 28, 28)
-    plt.imsave("out/data/mnist.png", page.transpose(1, 2).reshape(280, 448), cmap="gray_r")
-    plt.figure().text(.02, .98, corpus[:800], va="top", family="monospace", size=7, parse_math=False)
+    plt.imsave("out/data/mnist.png", np.hstack(x[:12, 0]), cmap="gray_r")
+    plt.figure().text(0.02, 0.98, corpus[:800], va="top", size=7, parse_math=False)
     plt.savefig("out/data/text.png")
-    row = np.concatenate([next(pcm for pcm, d, _ in train if d == digit) for digit in range(10)])
-    plt.figure(figsize=(12, 3)).add_subplot(title=voices, xlabel="samples, 8,000 a second").plot(row, lw=.3)
+    plt.figure().add_subplot().plot(np.concatenate([clip for clip, _, _ in clips[:10]]))
     plt.savefig("out/data/audio.png")

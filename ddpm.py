@@ -3,398 +3,601 @@
 # ///
 """DDPM: denoising diffusion probabilistic models (Ho, Jain & Abbeel 2020, arXiv:2006.11239).
 
-The forward chain q adds a little Gaussian noise to an image x_0, T = 1,000 times, until nothing is left. Its
-steps add up in closed form, with α_t = 1 − β_t and ᾱ_t = α_1 α_2 ⋯ α_t, which falls from 1 to nearly 0:
+How does one draw a digit, starting from pure noise? In one stroke nobody can. But take a digit,
+add a little noise, and ask for the digit before: that is easy. So destroy digits in T = 1000
+small steps, and learn to undo a single step. Undone a thousand times, noise becomes a digit.
 
-    q(x_t | x_{t−1}) = N(√α_t x_{t−1}, β_t I)        β_t rising linearly from 0.0001 to 0.02
-    x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε,   ε ~ N(0, I)                                        (eq. 4)
+The destruction is fixed. x_0 is the image, pixels in [−1, 1]; each step shrinks it a little and
+adds a little Gaussian noise, with variances β_1 = 0.0001 to β_T = 0.02:
 
-Each step is so small that its reverse is nearly Gaussian too. A network ε̂(x_t, t, y) learns to predict the
-noise in x_t, given the time t and the class y; the prediction gives the mean of the reverse step:
+    q(x_t | x_{t−1}) = N(√α_t x_{t−1}, β_t I)        α_t = 1 − β_t,   ᾱ_t = α_1 α_2 ⋯ α_t
 
-    loss = E ‖ε − ε̂(x_t, t, y)‖²                                                        (Algorithm 1)
-    x_{t−1} = (x_t − β_t / √(1 − ᾱ_t) · ε̂) / √α_t + √β_t z,   z ~ N(0, I), 0 at t = 1   (Algorithm 2)
+Many steps at once are no harder. Two of them: x_2 = √α_2 (√α_1 x_0 + √β_1 ε_1) + √β_2 ε_2. The
+variances of independent noises add, to α_2 (1 − α_1) + (1 − α_2) = 1 − α_1 α_2 = 1 − ᾱ_2. So
 
-Sampling walks the chain back from pure noise x_T; DDIM, a faster sampler, takes 12 strides without new noise.
-A tenth of the digits carry the null label for y; guidance exaggerates the change that y makes to ε̂. Why it
-works: −ε / σ_t, with σ_t² = 1 − ᾱ_t, is ∇ log q(x_t | x_0); the best prediction of ε, a mean over all x_0
-that may hide in x_t, is −σ_t times ∇ log q(x_t), called the score. p(x): a lower bound, T + 1 terms.
-Latent: x_T. Good at: sample quality, stable training. Bad at: speed.
+    x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε,  ε ~ N(0, I)                                  equation 4
 
-`python ddpm.py` on MNIST and two cores of an Intel Xeon (bfloat16): 457 s of training, 484 s in all.
+      t        1       250     500     750     1000
+      √ᾱ_t     1.000   0.724   0.280   0.058   0.006    what is left of the image
+      √1−ᾱ_t   0.010   0.690   0.960   0.998   1.000    how much noise there is
 
-    step 540/10,000  noise prediction error 0.0523  1,322 digits/s  7 min 38 s left
-    step 4,688/10,000  noise prediction error 0.0274  1,395 digits/s  4 min 04 s left
-    step 10,000/10,000  noise prediction error 0.0240  1,401 digits/s  0 min 00 s left
+The creation is a chain the other way, given the class y, from p(x_T) = N(0, I):
 
-A separate classifier finds the class asked for in 99.2 % of 5,000 samples (92.7 % without guidance). Test
-set: −log p(x) ≤ 1.36 ± 0.01 bits/dim under the null label, of it 0.42 for L_0 (8-bit grey, one t a digit).
+    p(x_{t−1} | x_t, y) = N(μ(x_t, t, y), σ_t² I)    μ: from a network;   σ_t: given below
+
+What should μ be? Were x_0 known, Bayes' rule would give the right step back, q(x_{t−1} | x_t, x_0):
+a Gaussian, worked out below. All it needs of x_0 is the noise ε in x_t. So a network ε̂ learns to
+find the noise, and the loss is its mean square error at a random t:
+
+    E ‖ε − ε̂(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t, y)‖²                                   equation 14
+
+Why that is nearly maximum likelihood is shown at `bound`, near the end.
+
+
+Good at: clear samples, stable training, being steered. Bad at: speed, many passes a sample. Read
+before: vae.py. Read next: ebm.py, variations/.
 """
+
 import argparse
 import io
 import json
 import math
-import signal
 import sys
 import time
 from pathlib import Path
 
-from data import mnist
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-# %% Settings: the published run's value, what it is, its range; `--help` prints them
-NAME, LOSS, ITEMS = "ddpm", "noise prediction error", "digits"
-NULL = 10  # the null label: no class given
-SETTINGS = {
-    "steps": (10000, "optimiser steps", 1, 10**9),
-    "batch_size": (64, "digits per step", 1, 10**6),
-    "lr": (2e-3, "peak learning rate of Adam", 0, 10),
-    "channels": (32, "feature maps at 14 x 14, twice as many at 7 x 7", 1, 10**4),
-    "timesteps": (1000, "T, the length of the noising chain", 2, 10**5),
-    "sampling_steps": (12, "steps of the fast sampler; guidance doubles the work of each", 1, 10**5),
-    "guidance": (1.6, "weight w of guidance: 1 is p(x | y), more exaggerates the class", 0, 100),
-    "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
-}
+from data import mnist
 
-# %% Model: a U-Net that predicts the noise in x_t
+
+# %% Settings
+def parse_flags(argv=None):
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10_000, help="optimiser steps")
+    parser.add_argument("--batch-size", type=positive_int, default=64, help="images a step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of Adam")
+    parser.add_argument("--channels", type=positive_int, default=32, help="feature maps at 14 x 14")
+    parser.add_argument("--timesteps", type=positive_int, default=1000, help="T, steps of noise")
+    parser.add_argument("--classes", type=positive_int, default=10, help="10: the digit is given")
+    parser.add_argument("--label-dropout", type=float, default=0.1, help="share without a class")
+    parser.add_argument("--sampling-steps", type=positive_int, default=12, help="of DDIM")
+    parser.add_argument("--guidance", type=float, default=1.6, help="1: none; more: stronger class")
+    add_common_flags(parser, out="out/ddpm", save_every=500)  # --device, --resume ...: at the end
+    return parse(parser, argv)
+
+
+# %% Data
+def to_pixels(images):
+    """Grey levels 0 to 255 as numbers in [−1, 1]: then x_0 is about as large as the noise."""
+    return images / 127.5 - 1
+
+
+# %% Model
+# The network takes an image and gives an image, the noise. A U-Net does that at two scales: it
+# halves the resolution to see the whole digit, doubles it again, and hands the fine features
+# across. Time, as sines and cosines, and class scale and shift the channels in each block.
 class ResBlock(nn.Module):
-    """Two 3 x 3 convolutions; the embedding of time and class scales and shifts each channel between them."""
+    """Two convolutions, added to the input, (B, C_in, H, W) to (B, C, H, W)."""
+
     def __init__(self, C_in, C, D):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(math.gcd(8, C_in), C_in), nn.GroupNorm(math.gcd(8, C), C)
-        self.conv1, self.conv2 = nn.Conv2d(C_in, C, 3, padding=1), nn.Conv2d(C, C, 3, padding=1)
+        self.norm1 = nn.GroupNorm(math.gcd(8, C_in), C_in)
+        self.conv1 = nn.Conv2d(C_in, C, 3, padding=1)
         self.scale_shift = nn.Linear(D, 2 * C)
+        self.norm2 = nn.GroupNorm(math.gcd(8, C), C)
+        self.conv2 = nn.Conv2d(C, C, 3, padding=1)
         self.skip = nn.Conv2d(C_in, C, 1) if C_in != C else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # at first a block is its skip, up to a bias
+        nn.init.zeros_(self.conv2.weight)  # at first a block is its skip
 
     def forward(self, x, e):
-        scale, shift = self.scale_shift(e)[:, :, None, None].chunk(2, 1)  # (B, C, 1, 1) each
+        scale, shift = self.scale_shift(e)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
-        return self.skip(x) + h
+        h = self.norm2(h) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(F.silu(h))
+
 
 class UNet(nn.Module):
-    """The noise in x_t, (B, 1, 28, 28), predicted from x_t, t (B,) in 1..T and y (B,) in 0..9 or NULL."""
-    def __init__(self, C, D=128):
+    """ε̂, the noise in x_t (B, 1, 28, 28), from x_t, t (B,) in 1..T and y (B,) in 0..classes."""
+
+    def __init__(self, C, classes, D=128):
         super().__init__()
         self.time = nn.Sequential(nn.Linear(64, D), nn.SiLU(), nn.Linear(D, D))
-        self.label, self.stem = nn.Embedding(11, D), nn.Conv2d(4, C, 3, padding=1)
-        self.fine_in, self.down = ResBlock(C, C, D), nn.Conv2d(C, 2 * C, 3, stride=2, padding=1)
-        self.coarse1, self.coarse2 = ResBlock(2 * C, 2 * C, D), ResBlock(2 * C, 2 * C, D)
-        self.up, self.fine_out = nn.ConvTranspose2d(2 * C, C, 2, stride=2), ResBlock(2 * C, C, D)
-        self.head = nn.Sequential(nn.GroupNorm(math.gcd(8, C), C), nn.SiLU(), nn.Conv2d(C, 4, 3, padding=1))
-        nn.init.zeros_(self.head[-1].weight)  # an untrained network predicts x_t
-        nn.init.zeros_(self.head[-1].bias)
+        self.label = nn.Embedding(classes + 1, D)  # one more: the class is withheld
+        self.stem = nn.Conv2d(1, C, 6, stride=2, padding=2)
+        self.fine_in = ResBlock(C, C, D)
+        self.down = nn.Conv2d(C, 2 * C, 3, stride=2, padding=1)
+        self.coarse1 = ResBlock(2 * C, 2 * C, D)
+        self.coarse2 = ResBlock(2 * C, 2 * C, D)
+        self.up = nn.ConvTranspose2d(2 * C, C, 2, stride=2)
+        self.fine_out = ResBlock(2 * C, C, D)
+        self.norm = nn.GroupNorm(math.gcd(8, C), C)
+        self.head = nn.ConvTranspose2d(C, 1, 6, stride=2, padding=2)
+        nn.init.zeros_(self.head.weight)  # an untrained network takes all of x_t for noise
 
     def forward(self, x, t, y):
-        angle = t[:, None] * torch.exp(-math.log(1e4) * torch.arange(32, device=t.device) / 32)  # (B, 32)
-        e = F.silu(self.time(torch.cat([angle.sin(), angle.cos()], 1)) + self.label(y))  # (B, D)
-        fine = self.fine_in(self.stem(F.pixel_unshuffle(x, 2)), e)  # 2 x 2 pixels to a place: (B, C, 14, 14)
-        h = self.coarse2(self.coarse1(self.down(fine), e), e)  # (B, 2C, 7, 7)
-        h = self.fine_out(torch.cat([self.up(h), fine], 1), e)  # (B, C, 14, 14)
-        return x + F.pixel_shuffle(self.head(h), 2).float()  # residual, as x_t is nearly all noise at high t
+        frequencies = torch.exp(-torch.arange(32, device=x.device) * 0.3)  # 1 to 1 / 11,000
+        angles = t[:, None] * frequencies  # (B, 32)
+        time = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))
+        e = F.silu(time + self.label(y))  # (B, D)
+        fine = self.fine_in(self.stem(x), e)  # (B, C, 14, 14)
+        h = self.down(fine)  # (B, 2C, 7, 7)
+        h = self.coarse1(h, e)
+        h = self.coarse2(h, e)
+        h = torch.cat([self.up(h), fine], dim=1)  # (B, 2C, 14, 14)
+        h = self.fine_out(h, e)  # (B, C, 14, 14)
+        h = self.head(F.silu(self.norm(h)))  # (B, 1, 28, 28)
+        return x + h.float()  # x_t itself is nearly all noise at large t
 
+
+# The right step back, for someone who knows x_0. By Bayes' rule, as a function of x_{t−1},
+#
+#     log q(x_{t−1} | x_t, x_0) = log q(x_t | x_{t−1}) + log q(x_{t−1} | x_0) + constant
+#       = −(x_t − √α_t x_{t−1})² / 2β_t − (x_{t−1} − √ᾱ_{t−1} x_0)² / 2(1 − ᾱ_{t−1}) + constant
+#
+# a square in x_{t−1}, so it is a Gaussian. Call its variance β̃ and its mean μ̃. The factor of
+# −x_{t−1}² / 2 is 1 / β̃, the factor of x_{t−1} is μ̃ / β̃. Collecting both,
+#
+#     1 / β̃ = α_t / β_t + 1 / (1 − ᾱ_{t−1})                 so β̃ = β_t (1 − ᾱ_{t−1}) / (1 − ᾱ_t)
+#     μ̃ / β̃ = √α_t x_t / β_t + √ᾱ_{t−1} x_0 / (1 − ᾱ_{t−1})
+#     μ̃ = [√ᾱ_{t−1} β_t x_0 + √α_t (1 − ᾱ_{t−1}) x_t] / (1 − ᾱ_t)          equations 6 and 7
+#
+# The step that we take, p, has this variance and this mean with a guess x̂_0 for x_0. By equation
+# 4, x_0 = (x_t − √(1 − ᾱ_t) ε) / √ᾱ_t: whoever has found the noise has found x_0.
 class DDPM(nn.Module):
-    """The forward chain q and the reverse chain that the network defines, for pixels in [-1, 1]."""
-    def __init__(self, channels=32, timesteps=1000, conditional=True):
+    """The noising q and its reversal p, for images x (B, 1, 28, 28) in [−1, 1], classes y (B,)."""
+
+    def __init__(self, channels=32, timesteps=1000, classes=10):
         super().__init__()
-        self.net, self.T, self.conditional = UNet(channels), timesteps, conditional
-        beta = torch.linspace(0.1, 20, timesteps) / timesteps  # the paper's 1e-4 to 0.02 for T = 1000
-        beta = torch.cat([torch.zeros(1), beta.clamp(max=0.999)])  # index t runs from 0, the data, to T
+        self.T = timesteps
+        self.classes = classes  # also the label that stands for "no class given"
+        self.network = UNet(channels, classes)
+        beta = torch.linspace(0.1, 20, timesteps) / timesteps  # 0.0001 to 0.02 for T = 1000
+        beta = torch.cat([torch.zeros(1), beta.clamp(max=0.999)])  # beta[t], with no noise at t = 0
         self.register_buffer("beta", beta.view(-1, 1, 1, 1), persistent=False)
         self.register_buffer("alpha_bar", (1 - self.beta).cumprod(0), persistent=False)
+        self.register_buffer("levels", to_pixels(torch.arange(256)), persistent=False)
+        self.register_buffer("histogram", torch.full((256,), 1 / 256))  # how often each level is
 
-    def eps(self, x, t, y=None, w=1):
-        """ε̂(x_t, t, y), t a number or (B,), y None (the null label), a class or (B,) classes. Guided by w:
-        ε̂(x_t, t) + w (ε̂(x_t, t, y) − ε̂(x_t, t)) (Ho & Salimans 2022, whose w is one less)."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        t, null = torch.as_tensor(t, device=x.device).expand(len(x)), self.labels(NULL, len(x))
-        eps = self.net(x, t, null if y is None else self.labels(y, len(x)))
-        return eps if w == 1 or y is None else torch.lerp(self.net(x, t, null), eps, w)
+    def add_noise(self, x0, t, eps):
+        """x_t, of t steps of noise at once (equation 4)."""
+        alpha_bar = self.alpha_bar[t]
+        return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
 
-    def q_sample(self, x0, t, eps):
-        """x_t of t steps of noise in one stroke (eq. 4)."""
-        return self.alpha_bar[t].sqrt() * x0 + (1 - self.alpha_bar[t]).sqrt() * eps
-
-    def loss(self, x0, y=None):
-        """Algorithm 1: the mean square error of the predicted noise, t uniform in 1..T (eq. 14)."""
-        t = torch.randint(1, self.T + 1, (len(x0),), device=x0.device)
+    def loss(self, x0, y):
+        """Algorithm 1, lines 2 to 5: the error of the predicted noise at a random t, a number."""
+        t = torch.randint(1, self.T + 1, (len(x0),), device=x0.device)  # 1 to T, T included
         eps = torch.randn_like(x0)
-        return (eps - self.eps(self.q_sample(x0, t, eps), t, y)).square().mean()
+        predicted = self.network(self.add_noise(x0, t, eps), t, y)
+        return F.mse_loss(predicted, eps)
 
-    def labels(self, y, n):
-        """y as (n,) classes; None draws them from p(y), uniform. An unconditional model knows NULL alone."""
-        y = torch.randint(10, (n,)) if y is None else torch.as_tensor(y)
-        return (y if self.conditional else torch.tensor(NULL)).to(self.beta.device).expand(n)
+    def predict_x0(self, x, t, eps):
+        """x̂_0: equation 4 solved for x_0, and no pixel darker or lighter than can be."""
+        alpha_bar = self.alpha_bar[t]
+        x0 = (x - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+        return x0.clamp(-1, 1)
+
+    def posterior(self, x, t, x0):
+        """Mean μ̃ and variance β̃ of q(x_{t−1} | x_t, x_0) (equations 6 and 7)."""
+        beta = self.beta[t]
+        alpha_bar = self.alpha_bar[t]
+        before = self.alpha_bar[t - 1]
+        from_x0 = before.sqrt() * beta * x0
+        from_x = (1 - beta).sqrt() * (1 - before) * x
+        mean = (from_x0 + from_x) / (1 - alpha_bar)
+        variance = beta * (1 - before) / (1 - alpha_bar)
+        return mean, variance
 
     @torch.no_grad()
-    def sample(self, n, y=None):
-        """Algorithm 2: n images (n, 1, 28, 28) in [0, 1], T network calls; y: None (drawn), class or (n,)."""
-        x, y = torch.randn(n, 1, 28, 28, device=self.beta.device), self.labels(y, n)
-        for t in range(self.T, 0, -1):
-            z = torch.randn_like(x) if t > 1 else 0
-            beta, alpha_bar = self.beta[t], self.alpha_bar[t]
-            x = (x - beta / (1 - alpha_bar).sqrt() * self.eps(x, t, y)) / (1 - beta).sqrt() + beta.sqrt() * z
-        return (x.clamp(-1, 1) + 1) / 2
+    def sample(self, y):
+        """Algorithm 2: an image for each class in y (B,), (B, 1, 28, 28) in [0, 1]; T passes."""
+        x = torch.randn(len(y), 1, 28, 28, device=y.device)
+        for t in range(self.T, 1, -1):
+            times = torch.full_like(y, t)
+            x0 = self.predict_x0(x, t, self.network(x, times, y))
+            mean, variance = self.posterior(x, t, x0)
+            x = mean + variance.sqrt() * torch.randn_like(x)
+        return (self.last_step(x) @ self.levels + 1) / 2  # the mean of p(x_0 | x_1)
 
-def drop_labels(y, rate):
-    """Labels (B,), each the null label with probability `rate`: one network learns p(x | y) and p(x)."""
-    return torch.where(torch.rand(len(y), device=y.device) < rate, NULL, y)
+    # The last step has no network: x_1 is x_0 with noise of 0.01, a grey level being 2 / 255.
+    # Bayes' rule with the histogram h of grey levels: p(x_0 | x_1) ∝ h(x_0) N(x_1; √ᾱ_1 x_0, β_1).
+    def last_step(self, x1):
+        """p(x_0 | x_1) for each of the 256 grey levels of each pixel, (B, 1, 28, 28, 256)."""
+        distance = x1[..., None] - self.alpha_bar[1].sqrt() * self.levels
+        log_p = self.histogram.log() - distance**2 / (2 * self.beta[1])
+        return log_p.softmax(-1)
+
 
 # %% Training
-def main(argv=None):
-    run = Run(argv)  # flags, output folder, resuming: the frame, at the end of this file
-    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
-    n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
+def warmup_cosine(u):
+    """Share of the peak learning rate, u = 0 to 1 through training: a rise, then half a cosine."""
+    return min(u / 0.05, 0.5 + 0.5 * math.cos(math.pi * u))
 
-    torch.manual_seed(run.seed)
-    model = DDPM(run.channels, run.timesteps, run.label_dropout < 1)
-    model.to(run.device, memory_format=torch.channels_last)  # how convolutions are fastest
-    run.baselines = {f"untrained, {LOSS}": model.loss(x[:1000] / 127.5 - 1).item()}
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - 10 / run.steps)))  # EMA weights
-    optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
-    for step in run.loop(model=model, ema=ema, optimizer=optimizer, schedule=schedule):
-        i = torch.randint(n, (run.batch_size,), device=run.device)
-        with run.autocast():
-            loss = model.loss(x[i] / 127.5 - 1, drop_labels(y[i], run.label_dropout))
+
+def main(argv=None):
+    args = parse_flags(argv)
+    x, y, x_test, y_test, source = mnist(args.stand_in, args.device, args.classes)
+    n = len(x) * 11 // 12  # the last twelfth, 5,000 digits of MNIST, is for validation
+    dropout = args.label_dropout if args.classes > 1 else 0.0  # one class: nothing to withhold
+
+    torch.manual_seed(args.seed)
+    model = DDPM(args.channels, args.timesteps, args.classes).to(args.device)
+    counts = x[:n].flatten().bincount(minlength=256) + 1  # no grey level is impossible
+    model.histogram.copy_(counts / counts.sum())
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)  # fused: faster, nothing else
+    run = Run(args, source, n, "error of the noise", model=model, optimizer=optimizer)
+    for step in run.steps():
+        optimizer.param_groups[0]["lr"] = args.lr * warmup_cosine(step / args.steps)
+        batch = torch.randint(n, (args.batch_size,), device=args.device)
+        withheld = torch.rand(args.batch_size, device=args.device) < dropout  # for guidance, below
+        labels = torch.where(withheld, args.classes, y[batch])
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bfloat16):
+            loss = model.loss(to_pixels(x[batch]), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
-        ema.update_parameters(model)
-        if run.log(loss):  # a status line; True every 20 s and at the end
+        run.log(loss)
+        if step % args.save_every == 0 or step == args.steps:
             with torch.no_grad():
-                validation = ema.module.loss(x[n:][:2000] / 127.5 - 1, y[n:][:2000]).item()
-            samples = ddim_sample(ema.module, 40, torch.arange(40) % 10, run.sampling_steps, run.guidance)
-            run.save(validation, grid(samples, f"samples, step {step:,}"))
-    evaluate(run, ema.module, x[:n], x_test)
+                validation = model.loss(to_pixels(x[n:]), y[n:])
+            run.save(validation.item())
+            shown = ten_classes(y).repeat(2)
+            samples = ddim_sample(model, shown, args.sampling_steps, args.guidance)
+            run.picture("samples.png", grid(samples, f"samples, step {step:,}"))
+    evaluate(run, model, x_test, y_test)
 
-# %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-# %% Evaluation: a saved model, a picture, fast sampling, the bound
-def load(path=f"out/{NAME}/model.pt", device="cpu"):
-    """The model of a saved run with its EMA weights, ready to sample."""
+
+# %% That is the whole idea. Below: what the trained model can do, and the frame.
+# %% Evaluation
+def load_checkpoint(path):
+    """What a run wrote into model.pt, a dictionary."""
     try:
-        assert (saved := torch.load(path, map_location="cpu", weights_only=True))["name"] == NAME
-        s = saved["settings"]
-        ema = AveragedModel(DDPM(s["channels"], s["timesteps"], s["label_dropout"] < 1))
-        ema.load_state_dict(saved["state"]["ema"])
-    except Exception as error:  # a damaged file breaks in many ways
-        raise OSError(f"{path} is missing, damaged, or no checkpoint of {NAME}.py") from error
-    return ema.module.to(device).eval()
+        saved = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+        return saved | {"flags": saved["flags"]}  # KeyError if this is somebody else's file
+    except Exception as error:  # a damaged file fails in many ways
+        raise OSError(f"{path} is missing, damaged, or no checkpoint of this script") from error
 
-def grid(images, title, rows="", cols="0123456789"):
-    """A figure of images (N, 1, 28, 28) in [0, 1], ten to a row, with names of rows and columns."""
-    tiles = images.float().cpu().view(-1, 10, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
-    ax = Figure(figsize=(6.2, len(tiles) / 56 + 1.1), layout="constrained").subplots()
-    ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
-    ax.set(xticks=range(14, 280, 28), xticklabels=cols, title=title, frame_on=False)
-    ax.set(yticks=range(14, 28 * len(rows), 28), yticklabels=rows)
-    ax.tick_params(length=0)
-    return ax.figure
 
-def predict_x0(model, x, t, eps):
-    """Equation 4 solved for x0, clamped to the range of pixels."""
-    return ((x - (1 - model.alpha_bar[t]).sqrt() * eps) / model.alpha_bar[t].sqrt()).clamp(-1, 1)
+def load(path="out/ddpm/model.pt", device="cpu"):
+    """The model of a finished or unfinished run, ready to sample."""
+    saved = load_checkpoint(path)
+    flags = saved["flags"]
+    model = DDPM(flags["channels"], flags["timesteps"], flags["classes"])
+    model.load_state_dict(saved["model"])
+    return model.to(device).eval()
 
+
+def ten_classes(y):
+    """Ten of the classes in y, for a row of samples: the first ten, or fewer in turn."""
+    present = y.unique()
+    return present[torch.arange(10, device=y.device) % len(present)]
+
+
+def grid(images, title):
+    """A figure of images (N, 1, H, W), ten to a row: 0 is white, 1 is black."""
+    missing = -len(images) % 10  # to fill the last row with white
+    images = torch.cat([images, torch.zeros_like(images[:missing])]).cpu()
+    rows = [torch.cat(list(row), dim=2) for row in images.split(10)]
+    page = torch.cat(rows, dim=1)[0]
+    height, width = page.shape
+    figure = Figure(figsize=(width / 45, height / 45 + 0.6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
+    axes.set_axis_off()
+    axes.set_title(title)
+    return figure
+
+
+# What does the noise say about probability? log q(x_t | x_0) is −(x_t − √ᾱ_t x_0)² / 2(1 − ᾱ_t)
+# and a constant; its gradient in x_t is −ε / √(1 − ᾱ_t). Averaged over all x_0 that may be behind
+# x_t, that is ∇ log q(x_t), the score: it points to likelier images. To see more of the class,
+# follow ∇ log p(x) + w ∇ log p(y | x), w > 1. By Bayes' rule the second gradient is ∇ log p(x | y)
+# minus ∇ log p(x), and a network that was at times given no class knows both: classifier-free
+# guidance (Ho & Salimans 2022, arXiv:2207.12598, whose w is ours minus 1).
+def guided_noise(model, x, t, y, w):
+    """ε̂ of x_t (B, 1, 28, 28) at the time t, a number, for classes y (B,), guided by w."""
+    times = torch.full_like(y, t)
+    with_class = model.network(x, times, y)
+    if w == 1 or model.classes == 1:
+        return with_class
+    without = model.network(x, times, torch.full_like(y, model.classes))
+    return without + w * (with_class - without)
+
+
+# A thousand passes are many. But equation 4 speaks of any t: from x̂_0 and ε̂, the guesses at t,
+# compute what x would be at a much earlier time s, with no new noise. This is DDIM (Song, Meng &
+# Ermon 2021, arXiv:2010.02502, eq. 12 with σ = 0). A dozen times will do, closest near the end.
 @torch.no_grad()
-def ddim(model, x, y=None, steps=12, w=1.6):
-    """x_T to x_0 with no new noise: yields (t, x_t, predicted x0) (Song et al. 2021, eq. 12, σ = 0; D.2)."""
-    at = (model.T * torch.linspace(1, 0, min(steps, model.T) + 1) ** 2).round().int().unique().tolist()[::-1]
-    for t, s in zip(at, at[1:]):
-        x0 = predict_x0(model, x, t, model.eps(x, t, y, w))
+def ddim(model, x, y, steps, w):
+    """From x_T (B, 1, 28, 28) to x_0: yields t, x_t and x̂_0 at each of the times."""
+    times = model.T * torch.linspace(1, 0, steps + 1) ** 2
+    times = times.ceil().int().clamp(min=1).unique().flip(0).tolist()  # from T to 1
+    for t, s in zip(times, times[1:]):
+        x0 = model.predict_x0(x, t, guided_noise(model, x, t, y, w))
         yield t, x, x0
-        eps = (x - model.alpha_bar[t].sqrt() * x0) / (1 - model.alpha_bar[t]).sqrt()  # what fits this x0
-        x = model.q_sample(x0, s, eps)
-    yield 0, x, x
+        alpha_bar = model.alpha_bar[t]
+        eps = (x - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()  # the noise that fits this x̂_0
+        x = model.add_noise(x0, s, eps)
+    yield 1, x, model.last_step(x) @ model.levels  # as in Algorithm 2
 
-def ddim_sample(model, n, y=None, steps=12, w=1.6, x=None):
-    """n images (n, 1, 28, 28) in [0, 1] as by `DDPM.sample`, in few steps, from x_T = x (n, 1, 28, 28)."""
-    x = torch.randn(n, 1, 28, 28, device=model.beta.device) if x is None else x
-    parts = zip(x.split(250), model.labels(y, n).split(250))
-    return torch.cat([list(ddim(model, *part, steps, w))[-1][1] for part in parts]).clamp(-1, 1) / 2 + 0.5
 
-def bound_terms(model, x0, histogram, y=None):
-    """A draw of L_0, of the sum of L_1 … L_{T−1} by one t, and L_T, where −log p(x0 | y) ≤ L_0 + … + L_T
-    (eq. 5), nats (3, B), for x0 (B, 1, 28, 28) in [-1, 1]; `histogram` (256,): shares of grey levels."""
-    a, p = model.alpha_bar, 1 / torch.arange(2.0, model.T + 1, device=x0.device)  # L_t falls like 1 / t, and
-    t = torch.multinomial(p, len(x0), True) + 2  # large terms are drawn more often: importance sampling
-    last = (a[-1] * x0**2 - a[-1] - torch.log1p(-a[-1])) / 2  # KL(q(x_T | x0) ‖ N(0, I))
-    x = model.q_sample(x0, t, torch.randn_like(x0))  # KL of two Gaussians of q's variance (`sample` has β_t):
-    error, snr = x0 - predict_x0(model, x, t, model.eps(x, t, y)), a / (1 - a)
-    between = p.sum() * t.view(-1, 1, 1, 1) * (snr[t - 1] - snr[t]) / 2 * error**2  # Kingma 2021, eq. 14
-    x, levels = model.q_sample(x0, 1, torch.randn_like(x0)), torch.arange(256, device=x0.device) / 127.5 - 1
-    log_likelihood = -(x[..., None] - a[1].sqrt() * levels) ** 2 / (2 * model.beta[1])
-    log_p = (histogram.log() + log_likelihood).log_softmax(-1)  # p(x0 | x_1) ∝ h(x0) N(x_1; √ᾱ_1 x0, β_1)
-    first = -log_p.gather(-1, ((x0 + 1) * 127.5).round().long()[..., None])[..., 0]
-    return torch.stack([first, between, last]).flatten(2).sum(2)
+def ddim_sample(model, y, steps=12, w=1.6):
+    """As DDPM.sample, (B, 1, 28, 28) in [0, 1], but guided and fast."""
+    noise = torch.randn(len(y), 1, 28, 28, device=y.device)
+    *_, (_, _, x0) = ddim(model, noise, y, steps, w)
+    return (x0 + 1) / 2
+
+
+# The chain is a latent variable model as in vae.py, x_1 … x_T its latents and q a fixed encoder:
+#
+#     −log p(x_0 | y) ≤ E_q[log q(x_1, …, x_T | x_0) − log p(x_0, …, x_T | y)]        by Jensen
+#       = E_q[log q(x_T | x_0) / p(x_T) + Σ_{t ≥ 2} log q(x_{t−1} | x_t, x_0) / p(x_{t−1} | x_t, y)
+#             − log p(x_0 | x_1)] = L_T + Σ_{t ≥ 2} L_{t−1} + L_0         q turned by Bayes' rule
+#
+# L_T and L_{t−1} are KLs. Two Gaussians of one variance are (μ̃ − μ)² / 2β̃ apart, a multiple of
+# (x_0 − x̂_0)², and that of (ε − ε̂)²: but for these multiples, the loss is this bound.
+def L_T(model, x0):
+    """KL(q(x_T | x_0) ‖ N(0, I)), as in vae.py: how much of x_0 is left in x_T."""
+    alpha_bar = model.alpha_bar[model.T]
+    kl = alpha_bar * x0**2 + (1 - alpha_bar) - 1 - (1 - alpha_bar).log()
+    return 0.5 * kl.flatten(1).sum(1)
+
+
+def L_between(model, x0, t, y):
+    """L_{t−1}: KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t, y)) at times t (B,) in 2..T."""
+    x = model.add_noise(x0, t, torch.randn_like(x0))
+    guess = model.predict_x0(x, t, model.network(x, t, y))
+    right_mean, variance = model.posterior(x, t, x0)
+    mean, _ = model.posterior(x, t, guess)
+    kl = (right_mean - mean) ** 2 / (2 * variance)
+    return kl.flatten(1).sum(1)
+
+
+def L_0(model, x0):
+    """−log p(x_0 | x_1), of the grey level that each pixel has."""
+    x1 = model.add_noise(x0, 1, torch.randn_like(x0))
+    level = ((x0 + 1) * 127.5).round().long()
+    p = model.last_step(x1).gather(-1, level[..., None])
+    return -p.log().flatten(1).sum(1)
+
+
+# The sum over t is estimated from one t an image. L_{t−1} falls about like 1 / t, so small t are
+# drawn more often, with p(t) ∝ 1 / t, and the term is divided by p(t), which keeps the mean right.
+@torch.no_grad()
+def bound(model, x0, y):
+    """Estimates of L_T, of the sum of all L_{t−1}, and of L_0: nats (3, B)."""
+    p = 1 / torch.arange(2, model.T + 1, device=x0.device)
+    p = p / p.sum()
+    drawn = torch.multinomial(p, len(x0), replacement=True)
+    between = L_between(model, x0, drawn + 2, y) / p[drawn]
+    return torch.stack([L_T(model, x0), between, L_0(model, x0)])
+
 
 @torch.no_grad()
-def evaluate(run, model, x_train, x):
-    """Figures and pictures of uint8 test images x; the training images are for their histogram."""
+def evaluate(run, model, x, y):
+    """Results and pictures for test images x (N, 1, 28, 28) of classes y (N,)."""
     torch.manual_seed(1)
-    h = (x_train.flatten().bincount(minlength=256) + 1) / (x_train.numel() + 256)  # shares of grey levels
-    terms = torch.cat([bound_terms(model, v / 127.5 - 1, h) for v in x.split(100)], 1) / (784 * math.log(2))
-    run.report({
-        "independent grey levels, bits/dim": -h.log2()[x.long()].mean().item(),
-        "test NLL bound, unconditional, bits/dim": terms.sum(0).mean().item(),
-        "its standard error": (terms.sum(0).std() / len(x) ** 0.5).item(),
-        "of it L_0": terms[0].mean().item()})
-    samples = ddim_sample(model, 100, torch.arange(100) % 10, run.sampling_steps, run.guidance)
-    run.picture("samples.png", grid(samples, f"{run.sampling_steps} DDIM steps, guidance {run.guidance:g}"))
-    digit, (a, b) = torch.arange(10, device=x.device), torch.randn(2, 10, 1, 28, 28, device=x.device)
-    arc = [math.cos(u * math.pi / 16) * a + math.sin(u * math.pi / 16) * b for u in range(9)]
-    rows = torch.cat([ddim_sample(model, 10, digit, run.sampling_steps, run.guidance, x_T) for x_T in arc])
-    run.picture("interpolation.png", grid(rows, "from one x_T to another, along an arc"))
-    run.picture("denoising.gif", *(grid(torch.cat([x_t, x0]) / 2 + 0.5, f"t = {t}", ["x_t", "x̂0"])
-                                   for t, x_t, x0 in ddim(model, a, digit, 40, run.guidance)))
+    terms = []
+    for images, labels in zip(x.split(250), y.split(250)):
+        terms.append(bound(model, to_pixels(images), labels))
+    bits = torch.cat(terms, dim=1) / (28 * 28 * math.log(2))  # nats an image to bits a pixel
+    results = {
+        "grey levels by their shares, bits/dim": -model.histogram.log2()[x.long()].mean().item(),
+        "bound, bits/dim": bits.sum(0).mean().item(),
+        "bound, standard error": bits.sum(0).std().item() / len(x) ** 0.5,
+    }
+    for name, part in zip(["L_T", "L_1 to L_{T-1}", "L_0"], bits.mean(1)):
+        results[f"bound, of it {name}"] = part.item()
+    run.report(results)
+
+    shown = ten_classes(y)
+    w = run.args.guidance
+    samples = ddim_sample(model, shown.repeat(10), run.args.sampling_steps, w)
+    run.picture("samples.png", grid(samples, f"by DDIM in a few passes, guidance {w:g}"))
+    print(f"Algorithm 2, {model.T:,} passes ...", flush=True)
+    samples = model.sample(shown.repeat(5))
+    run.picture("algorithm_2.png", grid(samples, f"Algorithm 2: {model.T:,} passes, no guidance"))
+    pages = []
+    noise = torch.randn(len(shown), 1, 28, 28, device=x.device)
+    for t, x_t, x0 in ddim(model, noise, shown, 40, w):
+        title = f"x_t at t = {t}; below it the guess at x_0"
+        pages.append(grid(torch.cat([x_t, x0]) / 2 + 0.5, title))
+    run.picture("denoising.gif", *pages)
+
 
 # %% Notes
-# Differs from the paper: a U-Net of 0.3 M weights for 36 M, on 2 x 2 patches, without attention, its input
-# added to its output (class accuracy after 1,800 steps 96 %, else 82 %); L_0 by Bayes' rule (by a Gaussian
-# around x̂_0: 1.03 bits/dim); one cycle of the learning rate. Guided samples are not draws of p(x | y).
-#
-# Things to break:
-# 1. In `UNet.forward`, leave out "x +": the loss falls later, and the classes appear later.
-# 2. In `DDPM`, put torch.linspace(0.1, 2, timesteps): x_T still shows the digit, samples come out too dark.
-# 3. In `DDPM.sample`, leave out "if t > 1 else 0": digits come out grainy.
-#
-# References: DDIM: Song, Meng & Ermon 2021; scores: Song & Ermon 2019. Read before: vae.py. Next: ebm.py.
+# ...
 
-# %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
+
+# %% The frame: flags, checkpoints, status lines, pictures; the same in every script
+def add_common_flags(parser, out, save_every):
+    devices = [d for d in ("cuda", "cpu", "mps") if torch.get_device_module(d).device_count()]
+    parser.add_argument("--device", default=devices[0], choices=devices, help="where to compute")
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="None: if faster")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the run")
+    parser.add_argument("--save-every", type=positive_int, default=save_every, help="in steps")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    choices = ["auto", "always", "never"]
+    parser.add_argument("--stand-in", default="auto", choices=choices, help="use made-up data")
+
+
+def positive_int(text):
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def parse(parser, argv):
+    """The flags. With --resume, those not given now are as in the saved run."""
+    if argv is None and Path(sys.argv[0]).name.endswith("kernel_launcher.py"):
+        argv = []  # these flags are not ours but those of a notebook's kernel
+    args = parser.parse_args(argv)
+    if args.resume:
+        parser.set_defaults(**load_checkpoint(args.out / "model.pt")["flags"])
+        args = parser.parse_args(argv)
+    args.out = args.out.expanduser()
+    if args.bfloat16 is None:
+        args.bfloat16 = fast_bfloat16(args.device)
+    return args
+
+
+def fast_bfloat16(device):
+    """Whether the hardware computes in bfloat16, which is then faster than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device == "cpu" and bool(cpu.get("avx512_bf16") or cpu.get("amx_tile"))
+
+
+def write(path, content):
+    """Write a file whole or not at all: first beside the old one, which it then replaces."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        if part.exists():
+            part.unlink()
+        raise OSError(f"cannot write {path}, see --out: {error.strerror}") from error
+
+
 class Run:
-    """The flags as attributes, and what a training loop needs around it: see `main`."""
-    pause, saved, last_save = 5, None, "nothing was saved"
-    def __init__(self, argv=None):
-        devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
-        flags = SETTINGS | {
-            "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
-            "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
-            "stand_in": ("auto", "drawn data in place of real; auto: if need be", "auto", "always", "never")}
-        parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
-        parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
-        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        for name, (default, about, *limits) in flags.items():
-            flag, kind = "--" + name.replace("_", "-"), type(default)
-            words = limits if limits and kind is str else None
-            parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
-        args = parser.parse_args(argv := [] if argv is None and "ipykernel" in sys.modules else argv)
-        if args.resume and (model := Path(args.out, "model.pt")).exists():
-            load(model)  # which refuses a damaged file
-            self.saved = torch.load(model, map_location="cpu", weights_only=True)
-            Run.last_save = f"the run in {args.out} is as it was"
-            args = parser.parse_args(argv, argparse.Namespace(**self.saved["settings"]))
-        for name, (default, _, *limits) in flags.items():
-            if type(default) is not str and not limits[0] <= getattr(args, name) <= limits[1]:
-                parser.error(f"--{name.replace('_', '-')} is out of range: {limits[0]} to {limits[1]}")
-        vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
-        self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
+    """A training run in the folder --out: its steps, status lines, checkpoints and results."""
 
-    def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
-        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device
-        fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
-                "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
-        return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
+    def __init__(self, args, source, size, loss_name, **parts):
+        self.args = args
+        self.source = source  # the name of the training data, of which there are `size`
+        self.loss_name = loss_name
+        self.parts = parts  # models and optimisers: checkpoints hold them, --resume restores them
+        self.step = 0
+        self.seconds = 0.0
+        self.losses = []  # of the steps since the last checkpoint
+        self.curve = []  # a point for each checkpoint
+        networks = nn.ModuleList(p for p in parts.values() if isinstance(p, nn.Module))
+        weights = sum(p.numel() for p in networks.parameters() if p.requires_grad)
+        self.where = f"{args.device}, {torch.get_num_threads()} threads, bfloat16: {args.bfloat16}"
+        print(f"{size:,} examples of {source!a}, {weights:,} weights, {self.where}", flush=True)
+        self.checkpoint = args.out / "model.pt"
+        if args.resume:
+            self.restore(load_checkpoint(self.checkpoint))
+        else:
+            self.move_aside()
+            self.save_checkpoint()
 
-    def loop(self, **parts):
-        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
-        def stop(*_):
-            self.stopped = True  # Ctrl-C: training ends after this step
-        self.parts, self.losses, self.stopped = parts, [], False
-        if self.saved:
-            if self.saved["source"] != self.source:
-                raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
-            self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
-            try:
-                for name, part in parts.items():
-                    state = self.saved["state"][name]
-                    if "last_epoch" in state:  # a schedule: its place; --steps may be new
-                        state = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state:  # an optimiser: its moments and rate; --lr may be new
-                        groups = zip(part.state_dict()["param_groups"], state["param_groups"])
-                        state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    part.load_state_dict(state)
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
-        elif (self.out / "model.pt").exists():
-            aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-            print(f"an earlier run is in {self.out}: it moves to {self.out.rename(aside)}", flush=True)
-        self.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
-        self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
-        usual = signal.signal(signal.SIGINT, stop)
+    def restore(self, saved):
+        if saved["source"] != self.source:
+            raise OSError(f"{self.args.out} learnt from {saved['source']}, not {self.source}")
         try:
-            while self.step < self.steps and not self.stopped:
-                self.step += 1
-                torch.manual_seed((self.seed << 32) + self.step)  # a resumed run ends in the same weights
-                yield self.step
-        finally:
-            signal.signal(signal.SIGINT, usual)
-        print(f"{self.step:,} steps done{', --resume goes on' * self.stopped}; now evaluating", flush=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise OSError(f"{self.checkpoint} is of another script or other sizes") from error
+        for name in ("step", "seconds", "curve"):
+            setattr(self, name, saved[name])
+        self.args.steps = max(self.args.steps, self.step)
+        self.written = self.checkpoint.stat().st_mtime_ns
+
+    def move_aside(self):
+        """Move an earlier run's checkpoint, results and pictures to a folder of their own."""
+        if not self.checkpoint.exists():
+            return
+        aside = self.args.out / time.strftime("earlier-%Y%m%d-%H%M%S")
+        aside.mkdir()
+        for path in list(self.args.out.iterdir()):
+            if path.name in ("model.pt", "metrics.json") or path.suffix in (".png", ".gif", ".wav"):
+                path.rename(aside / path.name)
+        print(f"the earlier run is now in {str(aside)!a}", flush=True)
+
+    def steps(self):
+        """Yield the number of each step to come, up to --steps."""
+        self.started = time.time() - self.seconds
+        self.printed = time.time() - 5  # the first status line comes after five seconds
+        while self.step < self.args.steps:
+            self.step += 1
+            torch.manual_seed(self.args.seed * 10**9 + self.step)  # a resumed run draws the same
+            yield self.step
 
     def log(self, loss):
-        """Note the loss. True every 20 s and at the end, after a status line: it is time to save."""
-        self.losses.append(loss.item())
-        if not math.isfinite(self.losses[-1]):
-            raise FloatingPointError(f"loss not finite at step {self.step}: lower --lr; {Run.last_save}")
-        self.now = time.perf_counter()
-        if self.now - self.kept < self.pause and self.step < self.steps and not self.stopped:
-            return False
-        self.seconds, recent = self.now - self.begun, self.losses[-100:]
-        rate, left = self.step * self.batch_size / self.seconds, self.seconds * (self.steps / self.step - 1)
-        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} "
-              f"{ITEMS}/s  {round(left) // 60} min {round(left) % 60:02} s left", flush=True)
-        torch.manual_seed(0)  # what is measured and drawn on the way has the same noise each time
-        return True
+        """Note the loss of a step; every ten seconds, print a status line."""
+        self.losses.append(loss.detach())  # .item() would make a GPU wait at every step
+        if time.time() > self.printed + 10:
+            self.printed = time.time()
+            recent = torch.stack(self.losses[-100:]).mean().item()
+            self.require_finite(recent)
+            left = (self.printed - self.started) * (self.args.steps / self.step - 1) / 60
+            print(f"step {self.step:,}  loss {recent:.4g}  {left:.1f} min left", flush=True)
 
-    def save(self, validation, samples, **more):
-        """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
-        if not math.isfinite(validation):
-            raise FloatingPointError(f"not finite after step {self.step}: lower --lr; {Run.last_save}")
-        self.curve.append({"step": self.step, "training": sum(self.losses) / len(self.losses),
-                           "validation": validation, **more})
-        saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
-        saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
-        torch.save(saved, blob := io.BytesIO())
-        (part := self.out / "model.pt.part").write_bytes(blob.getvalue())
-        part.replace(self.out / "model.pt")  # whole or not at all
-        Run.last_save = f"step {self.step:,} is saved in {self.out}"
-        self.picture("samples.png", samples)
-        self.losses, self.kept = [], time.perf_counter()
-        self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
+    def require_finite(self, loss):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {self.step:,} is {loss}: try a lower --lr")
 
-    def picture(self, name, *figures):
-        """Write a figure as .png, or several as the frames of a .gif."""
-        pages = []
-        for figure in figures:
-            figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
-            figure.savefig(page := io.BytesIO(), dpi=120)
-            pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
-        pages[0].save(self.out / name, save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
+    def save(self, validation):
+        """Add a point to the learning curve and write a checkpoint."""
+        training = torch.stack(self.losses).mean().item()
+        self.require_finite(training + validation)
+        print(f"step {self.step:,}: loss {training:.4g}, validation {validation:.4g}", flush=True)
+        if self.checkpoint.exists() and self.checkpoint.stat().st_mtime_ns != self.written:
+            raise OSError(f"another run has changed {self.checkpoint}: give each its own --out")
+        self.curve.append({"step": self.step, "training": training, "validation": validation})
+        self.losses = []
+        self.seconds = time.time() - self.started
+        self.save_checkpoint()
+
+    def save_checkpoint(self):
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        content = io.BytesIO()
+        torch.save(self.record() | states, content)
+        write(self.checkpoint, content.getvalue())
+        self.written = self.checkpoint.stat().st_mtime_ns
+
+    def record(self):
+        """What model.pt and metrics.json both say about the run."""
+        flags = vars(self.args).copy()
+        for name in ("device", "out", "resume"):
+            del flags[name]
+        record = {"flags": flags, "torch": str(torch.__version__)}
+        for name in ("source", "where", "step", "seconds", "curve"):
+            record[name] = getattr(self, name)
+        return record
 
     def report(self, results):
-        """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
-        for name, value in (self.baselines | results).items():
-            print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = self.device == "cuda", f"{self.device.upper()}, {torch.get_num_threads()} threads"
-        metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
-        metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
-                    "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
-        (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-        ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-        ax.plot([p["step"] for p in self.curve], [(p["training"], p["validation"]) for p in self.curve], "o-")
-        ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
-        self.picture("curve.png", ax.figure)
+        """Print the results; write them to metrics.json, and the learning curve to curve.png."""
+        for name, value in results.items():
+            print(f"{name}: {value:.4g}", flush=True)
+            results[name] = value if math.isfinite(value) else None  # JSON knows no NaN
+        metrics = {"results": results} | self.record()
+        write(self.args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
+        axes = Figure(layout="constrained").subplots()
+        steps = [point["step"] for point in self.curve]
+        for name in ("training", "validation"):
+            axes.plot(steps, [point[name] for point in self.curve], "o-", label=name)
+        axes.set(xlabel="step", ylabel=self.loss_name, title="learning curve")
+        axes.legend()
+        self.picture("curve.png", axes.figure)
+
+    def picture(self, name, *figures):
+        """Write one figure as a PNG, or several as the pages of a GIF."""
+        pages = []
+        for figure in figures:
+            figure.supxlabel(f"data: {self.source}", size="x-small", parse_math=False)
+            page = io.BytesIO()
+            figure.savefig(page, dpi=100)
+            pages.append(Image.open(page).convert("RGB"))
+        file = io.BytesIO()
+        pages[0].save(file, name[-3:], save_all=True, append_images=pages[1:], duration=150, loop=0)
+        write(self.args.out / name, file.getvalue())
+
 
 if __name__ == "__main__":
     try:
         main()
     except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(print(f"\n{NAME}.py: stopped; {Run.last_save}", file=sys.stderr) or 130)
+        sys.exit("stopped; --resume goes on, --resume --steps 0 evaluates the last checkpoint")

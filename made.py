@@ -3,379 +3,527 @@
 # ///
 """MADE: masked autoencoder for distribution estimation (Germain et al. 2015, arXiv:1502.03509).
 
-An image x of D binary pixels has a probability that is a product of D factors, one for each pixel, each
-conditioned on the pixels before it (and on the class y, where it is given):
+How probable is a given image of a handwritten digit? In MNIST an image x has D = 28 · 28 = 784
+pixels; here each is ink (1) or paper (0). There are 2^784 such images, far too many for a table.
+But the product rule, p(a, b) = p(a) · p(b | a), takes a probability of many things apart into
+probabilities of one thing each: p(b | a) is that of b once a is known. For three pixels and the
+class y (which digit it is),
 
-    log p(x | y) = Σ_i log p(x_i | x_1, …, x_{i−1}, y)        the chain rule, in any ordering of the pixels
+    p(x_1, x_2, x_3 | y) = p(x_1 | y) · p(x_2 | x_1, y) · p(x_3 | x_1, x_2, y)
 
-A plain network with D inputs and D outputs could compute all D factors in one pass, provided that output i
-depends on nothing but the inputs before i. So give every unit a degree. The i-th pixel has degree i; a hidden
-unit of degree m may take input from units of degree m or less; output i from hidden units of degrees below i.
-Along any path j ≤ m ≤ m′ < i, so no path leads from pixel j to output i unless j < i. Multiply each weight
-matrix W by a mask M of zeros and ones that says so, W ⊙ M. That is all.
+and for D pixels
 
-Training: minimise the negative log-likelihood (NLL) −log p(x | y), binary cross-entropy summed over the
-pixels, in nats. Sampling: pixel after pixel. p(x): exact. Latent: none. Good at: likelihoods, fast and
-honest. Bad at: well-formed shapes; the network knows nothing of rows, columns and strokes.
+    log p(x | y) = Σ_i log p(x_i | x_1, …, x_{i−1}, y)
 
-Label dropout: a tenth of the digits carry the null label in place of y, so one network gives p(x | y) and
-p(x). The mixture Σ_y p(x | y) / 10, marginal over the classes, is exact too and fits better. With --orderings
-K, the masks of K orderings are trained in turn and log p(x) = log (1/K) Σ_k p_k(x).
+This is exact, in any order of the pixels; x_i is the i-th in that order. The model has to give one
+number for each factor: p_i, the probability that x_i is ink, given y and the pixels before it. The
+factor is p_i if x_i = 1, and 1 − p_i if x_i = 0. A model that predicts one pixel after the other
+like this is called autoregressive.
 
-`python made.py` on MNIST and two cores of an Intel Xeon (bfloat16): 163 s of training, 173 s in all.
+An autoencoder is a network trained to put out its own input. MADE is one: it reads the whole image
+and puts out all 784 p_i in one pass. But if output i saw x_i, it would copy it, and every image
+would get probability 1, though the probabilities of all images together must be 1. So output i may
+depend only on y and the pixels before i. MADE cuts all other connections: it multiplies each
+weight matrix by a mask of zeros and ones. Which to cut is this paper's idea; see `mask` below.
 
-    step 1,990/12,000  NLL, nats 86.3470  20,004 digits/s  2 min 08 s left
-    step 4,843/12,000  NLL, nats 83.6119  18,642 digits/s  1 min 38 s left
-    step 12,000/12,000  NLL, nats 80.6236  18,869 digits/s  0 min 00 s left
+Training should make the probability of the training images as large as possible. The mean of
+−log p(x | y) over the images is called the negative log-likelihood, NLL:
 
-Test set, binarised once, exact: NLL 82.11 nats given the class, 84.28 (± 0.22, one standard error) marginal
-over the classes, 86.75 under the null label; without classes, `--label-dropout 1`, 85.19. Untrained: 784 ln 2
-= 543.4; independent pixels: 206.0. Bayes' rule classifies 97.0 % of the test digits. A separate classifier
-finds the class asked for in 85.3 % of 5,000 samples.
+    −log p(x | y) = −Σ_i [x_i log p_i + (1 − x_i) log(1 − p_i)]
+
+where only one of the two terms is not 0, since x_i is 1 or 0. That is binary cross-entropy, summed
+over the pixels. One pass computes it exactly.
+
+Logarithms are natural and their unit is the nat: one nat less, and p(x | y) is e = 2.718 times as
+large. Lower is better.
+
+Sampling goes in order. The image is all zeros at first: compute p_1, draw x_1 and write it into the
+image; compute p_2, draw x_2; and so on, 784 passes.
+
+
+Good at: exact likelihoods, in one pass. Bad at: speed of sampling, and shapes; the network does
+not know which pixels are neighbours. Read before: nothing. Read next: char_rnn.py, pixelcnn.py.
 """
+
 import argparse
 import io
 import json
 import math
-import signal
 import sys
 import time
 from pathlib import Path
 
-from data import mnist
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-# %% Settings: the published run's value, what it is, its range; `--help` prints them
-NAME, LOSS, ITEMS = "made", "NLL, nats", "digits"
-NULL = 10  # the null label: no class given
-SETTINGS = {
-    "steps": (12000, "optimiser steps", 1, 10**9),
-    "batch_size": (256, "digits per step", 1, 10**6),
-    "lr": (4e-3, "peak learning rate of Adam", 0, 10),
-    "hidden": (1024, "units in a hidden layer", 1, 10**5),
-    "layers": (2, "hidden layers", 1, 100),
-    "orderings": (1, "orderings of the pixels: 1 is row by row, more are an ensemble", 1, 1000),
-    "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
-}
+from data import mnist
 
-# %% Model: a plain network whose weights are multiplied by masks of zeros and ones
+
+# %% Settings
+def parse_flags(argv=None):
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12_000, help="optimiser steps")
+    parser.add_argument("--batch-size", type=positive_int, default=256, help="images a step")
+    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate of Adam")
+    parser.add_argument("--hidden", type=positive_int, default=1024, help="units in a hidden layer")
+    orders = ["rows", "columns", "random"]
+    parser.add_argument("--order", default="rows", choices=orders, help="which pixel comes first")
+    parser.add_argument("--classes", type=positive_int, default=10, help="10: the digit is given")
+    add_common_flags(parser, out="out/made", save_every=1000)  # --device, --resume ...: at the end
+    return parse(parser, argv)
+
+
+# %% Data
+def binarise(images):
+    """Draw each pixel: ink (1) with probability grey level / 255, else paper (0).
+
+    The model knows ink and paper only. Training images are drawn anew at each step.
+    """
+    return torch.bernoulli(images / 255)
+
+
+# %% Model
+# Which connections may stay? Give every unit a degree m: it knows at most the first m pixels of the
+# order. Input pixel i has degree i; the class, known before all pixels, has 0. Hidden units have
+# degrees 0 to D − 1. Output i must not know pixel i itself: degree i − 1. Then one rule is enough:
+#
+#     a unit may look at whatever has its own degree or a lower one.
+#
+# Along any path, however long, the degree never falls. So output i sees pixels 1 to i − 1 only. For
+# D = 4 and hidden layers of four units each (rows look at columns; 1 keeps a weight, . cuts it):
+#
+#     class and pixels            first hidden                second hidden
+#     to first hidden             to second hidden            to output
+#            y  x1 x2 x3 x4              m=0 1  2  3                 m=0 1  2  3
+#     m = 0  1  .  .  .  .        m = 0  1  .  .  .           p_1    1  .  .  .
+#     m = 1  1  1  .  .  .        m = 1  1  1  .  .           p_2    1  1  .  .
+#     m = 2  1  1  1  .  .        m = 2  1  1  1  .           p_3    1  1  1  .
+#     m = 3  1  1  1  1  .        m = 3  1  1  1  1           p_4    1  1  1  1
+#
+# No unit sees x_4: nothing comes after it.
+def mask(degrees_from, degrees_to):
+    """Ones where a unit may look: a row for each unit that looks, a column for each looked at."""
+    return (degrees_to[:, None] >= degrees_from[None, :]).float()
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer whose weights count only where the mask is 1."""
+
+    def __init__(self, degrees_from, degrees_to):
+        super().__init__(len(degrees_from), len(degrees_to))
+        self.register_buffer("mask", mask(degrees_from, degrees_to), persistent=False)
+
+    def forward(self, v):
+        return F.linear(v, self.weight * self.mask, self.bias)
+
+
+def pixel_order(name):
+    """The pixels' indices in the order in which they are predicted, (784,)."""
+    pixels = torch.arange(28 * 28)
+    if name == "columns":  # from top to bottom, column after column
+        return pixels.view(28, 28).T.flatten()
+    if name == "random":
+        return pixels[torch.randperm(28 * 28, generator=torch.Generator().manual_seed(0))]
+    return pixels  # "rows": as one reads a page
+
+
 class MADE(nn.Module):
-    """p(x | y), the product over pixels i of p(x_i | pixels before i, y): all factors from one pass."""
-    def __init__(self, D=784, hidden=1024, layers=2, orderings=1, conditional=True):
+    """p(x | y) of binary images x (B, 1, 28, 28) of classes y (B,), pixel by pixel in one order."""
+
+    def __init__(self, hidden=1024, order="rows", classes=10):
         super().__init__()
-        self.D, self.orderings, self.conditional = D, orderings, conditional
-        sizes = [D] + [hidden] * layers
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
-        self.out, self.direct = nn.Linear(hidden, D), nn.Linear(D, D, bias=False)  # direct: pixels to logits
-        self.label = nn.ModuleList(nn.Embedding(11, size) for size in (*sizes[1:], D))  # a bias a class
-        for layer in (self.out, self.direct, *self.label):
-            nn.init.zeros_(layer.weight)  # an untrained model gives each pixel 1/2: 784 ln 2 nats
-        nn.init.zeros_(self.out.bias)
-        for k in range(orderings):
-            pixel, *units = self.degrees(k)
-            for i, (below, above) in enumerate(zip([pixel, *units], units)):
-                self.register_buffer(f"mask_{k}_{i}", (above[:, None] >= below).float(), persistent=False)
-            self.register_buffer(f"mask_{k}_out", (pixel[:, None] > units[-1]).float(), persistent=False)
-            self.register_buffer(f"mask_{k}_direct", (pixel[:, None] > pixel).float(), persistent=False)
+        self.classes = classes
+        self.order = pixel_order(order)
+        D = len(self.order)
+        pixels = torch.empty(D, dtype=torch.long)  # their degrees
+        pixels[self.order] = torch.arange(1, D + 1)  # the first pixel in the order has degree 1
+        inputs = torch.cat([torch.zeros(classes, dtype=torch.long), pixels])
+        units = torch.arange(hidden) * D // hidden  # degrees 0 to D − 1, evenly spread
+        self.first = MaskedLinear(inputs, units)
+        self.second = MaskedLinear(units, units)
+        self.output = MaskedLinear(units, pixels - 1)
+        self.direct = MaskedLinear(inputs, pixels - 1)  # from inputs straight to outputs
 
-    def degrees(self, k):
-        """Degrees in ordering k: of pixels, 1..D, and of each hidden layer's units, spread over 1..D − 1."""
-        order = torch.arange(self.D)
-        if k > 0:
-            order = torch.randperm(self.D, generator=torch.Generator().manual_seed(k))
-        units = 1 + torch.arange(self.out.in_features) * (self.D - 1) // self.out.in_features
-        return [order.argsort() + 1] + [units] * len(self.hidden)
+    def forward(self, x, y):
+        """The logit of ink at each pixel, (B, 784), from the class and the pixels before it."""
+        y_and_x = torch.cat([F.one_hot(y, self.classes), x.flatten(1)], dim=1)
+        h = F.relu(self.first(y_and_x))
+        h = h + F.relu(self.second(h))  # both have the same degrees: nothing leaks
+        logits = self.output(h) + self.direct(y_and_x)  # the long way and the direct one
+        return logits.float()  # back to float32 after bfloat16
 
-    def weights(self, k):
-        """The masked weights W ⊙ M of ordering k: hidden layers, output, direct connections."""
-        hidden = [layer.weight * self.get_buffer(f"mask_{k}_{i}") for i, layer in enumerate(self.hidden)]
-        out = self.out.weight * self.get_buffer(f"mask_{k}_out")
-        return hidden, out, self.direct.weight * self.get_buffer(f"mask_{k}_direct")
-
-    def biases(self, y, n):
-        """For each layer the bias of n images (n, units), the class's part included; y as in `log_prob`."""
-        y = self.labels(NULL if y is None else y, n)
-        return [layer.bias + label(y) for layer, label in zip([*self.hidden, self.out], self.label)]
-
-    def forward(self, x, y=None, k=0):
-        """Logits (B, D) of pixels x (B, D) in ordering k; logit i depends only on the pixels before i."""
-        (hidden, out, direct), (*b, b_out) = self.weights(k), self.biases(y, len(x))
-        h = F.relu(F.linear(x, hidden[0]) + b[0])
-        for weight, bias in zip(hidden[1:], b[1:]):
-            h = h + F.relu(F.linear(h, weight) + bias)  # residual: units keep their degrees
-        return F.linear(h, out) + F.linear(x, direct) + b_out
-
-    def log_prob(self, x, y=None, k=None):
-        """log p(x | y) of binary images x (B, 1, 28, 28), exact: nats (B,). In ordering k or by the ensemble:
-        the log of the mean of all likelihoods. y is None (the null label), a class or (B,) classes."""
-        x, log_probs = x.flatten(1), []
-        for ordering in range(self.orderings) if k is None else [k]:
-            logits = self(x, y, ordering).to(self.out.bias.dtype)
-            log_probs.append(-F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1))
-        return torch.stack(log_probs).logsumexp(0) - math.log(len(log_probs))
-
-    def labels(self, y, n):
-        """y as (n,) classes; None draws them from p(y), uniform. An unconditional model knows NULL alone."""
-        y = torch.randint(10, (n,)) if y is None else torch.as_tensor(y)
-        return (y if self.conditional else torch.tensor(NULL)).to(self.out.bias.device).expand(n)
+    def log_prob(self, x, y):
+        """log p(x | y), exact, nats (B,)."""
+        x = x.flatten(1)
+        log_p = -F.binary_cross_entropy_with_logits(self(x, y), x, reduction="none")
+        return log_p.sum(1)  # over the pixels: the product rule
 
     @torch.no_grad()
-    def sample(self, n, y=None, given=None, k=0):
-        """n binary images (n, 1, 28, 28), pixel by pixel; y: None (drawn), a class or (n,) classes. Units of
-        degree m need the first m pixels alone, so each is computed once: the work of one pass. `given` (n, g)
-        are the first g pixels, if known."""
-        (hidden, out, direct), (pixel, *units) = self.weights(k), self.degrees(k)
-        *b, b_out = self.biases(self.labels(y, n), n)
-        x, h = torch.zeros_like(b_out), [torch.zeros_like(bias) for bias in b]
-        for step, i in enumerate(pixel.argsort().tolist()):
-            p = (h[-1] @ out[i] + x @ direct[i] + b_out[:, i]).sigmoid()
-            x[:, i] = (torch.rand(n, device=x.device) < p).to(x)
-            if given is not None and step < given.shape[1]:
-                x[:, i] = given[:, step]
-            for layer, degree in enumerate(units):
-                new = (degree == step + 1).nonzero()[:, 0]  # the units that waited for this pixel
-                below = x if layer == 0 else h[layer - 1]
-                h[layer][:, new] = F.relu(F.linear(below, hidden[layer][new]) + b[layer][:, new])
-                if layer > 0:
-                    h[layer][:, new] += below[:, new]
-        return x.view(n, 1, 28, 28)
+    def sample(self, y):
+        """Draw an image for each class in y (B,), pixel after pixel, (B, 1, 28, 28)."""
+        x = torch.zeros(len(y), 28 * 28, device=y.device)
+        return self.draw(x, y, self.order)
 
-def binarise(x, seed=None):
-    """A Bernoulli draw of each pixel of uint8 images, its grey value the probability; `seed` fixes it."""
-    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
-    return (torch.rand(x.shape, device=x.device, generator=generator) * 255 < x).float()
+    def draw(self, x, y, pixels):
+        """Draw these pixels of x (B, 784), in place and in turn; the others stay as they are."""
+        for pixel in pixels:
+            p = self(x, y)[:, pixel].sigmoid()  # it does not see what is not drawn yet
+            x[:, pixel] = torch.bernoulli(p)
+        return x.view(-1, 1, 28, 28)
 
-def drop_labels(y, rate):
-    """Labels (B,), each the null label with probability `rate`: one network learns p(x | y) and p(x)."""
-    return torch.where(torch.rand(len(y), device=y.device) < rate, NULL, y)
 
 # %% Training
-def main(argv=None):
-    run = Run(argv)  # flags, output folder, resuming: the frame, at the end of this file
-    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
-    n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
-    x_valid, y_valid, x_test = binarise(x[n:], seed=0), y[n:], binarise(x_test, seed=1)
-    rate = (x[:n].float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).expand_as(x_test)  # how often a pixel is 1
-    run.baselines = {"untrained": 784 * math.log(2),
-                     "independent pixels": 784 * F.binary_cross_entropy(rate, x_test).item()}
+def warmup_cosine(u):
+    """Share of the peak learning rate, u = 0 to 1 through training: a rise, then half a cosine."""
+    return min(u / 0.05, 0.5 + 0.5 * math.cos(math.pi * u))
 
-    torch.manual_seed(run.seed)
-    model = MADE(784, run.hidden, run.layers, run.orderings, run.label_dropout < 1).to(run.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
-    for step in run.loop(model=model, optimizer=optimizer, schedule=schedule):
-        i = torch.randint(n, (run.batch_size,), device=run.device)
-        with run.autocast():
-            labels = drop_labels(y[i], run.label_dropout)
-            loss = -model.log_prob(binarise(x[i]), labels, step % run.orderings).mean()
+
+def main(argv=None):
+    args = parse_flags(argv)
+    x, y, x_test, y_test, source = mnist(args.stand_in, args.device, args.classes)
+    n = len(x) * 11 // 12  # the last twelfth, 5,000 digits of MNIST, is for validation
+    torch.manual_seed(0)  # validation and test images are binarised once, always the same way
+    x_valid, y_valid = binarise(x[n:]), y[n:]
+    x_test = binarise(x_test)
+
+    torch.manual_seed(args.seed)
+    model = MADE(args.hidden, args.order, args.classes).to(args.device)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)  # fused: faster, nothing else
+    run = Run(args, source, n, "NLL, nats", model=model, optimizer=optimizer)  # log, checkpoints
+    for step in run.steps():
+        optimizer.param_groups[0]["lr"] = args.lr * warmup_cosine(step / args.steps)
+        batch = torch.randint(n, (args.batch_size,), device=args.device)
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bfloat16):
+            loss = -model.log_prob(binarise(x[batch]), y[batch]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
-        if run.log(loss):  # a status line; True every 20 s and at the end
+        run.log(loss)
+        if step % args.save_every == 0 or step == args.steps:
             with torch.no_grad():
-                validation = -model.log_prob(x_valid, y_valid).mean().item()
-            run.save(validation, grid(model.sample(40, torch.arange(40) % 10), f"samples, step {step:,}"))
-    evaluate(run, model, x_test, y_test)
+                validation = -model.log_prob(x_valid, y_valid).mean()
+            run.save(validation.item())
+            samples = model.sample(ten_classes(y).repeat(2))
+            run.picture("samples.png", grid(samples, f"samples, step {step:,}"))
+    evaluate(run, model, x[:n], x_test, y_test)
 
-# %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-# %% Evaluation: a saved model, figures and pictures
-def load(path=f"out/{NAME}/model.pt", device="cpu"):
-    """The model of a saved run, ready to sample."""
+
+# %% That is the whole idea. Below: what the trained model can do, and the frame.
+# %% Evaluation
+def load_checkpoint(path):
+    """What a run wrote into model.pt, a dictionary."""
     try:
-        assert (saved := torch.load(path, map_location="cpu", weights_only=True))["name"] == NAME
-        s = saved["settings"]
-        model = MADE(784, s["hidden"], s["layers"], s["orderings"], s["label_dropout"] < 1)
-        model.load_state_dict(saved["state"]["model"])
-    except Exception as error:  # a damaged file breaks in many ways
-        raise OSError(f"{path} is missing, damaged, or no checkpoint of {NAME}.py") from error
+        saved = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+        return saved | {"flags": saved["flags"]}  # KeyError if this is somebody else's file
+    except Exception as error:  # a damaged file fails in many ways
+        raise OSError(f"{path} is missing, damaged, or no checkpoint of this script") from error
+
+
+def load(path="out/made/model.pt", device="cpu"):
+    """The model of a finished or unfinished run, ready to sample."""
+    saved = load_checkpoint(path)
+    flags = saved["flags"]
+    model = MADE(flags["hidden"], flags["order"], flags["classes"])
+    model.load_state_dict(saved["model"])
     return model.to(device).eval()
 
-def grid(images, title, rows="", cols="0123456789"):
-    """A figure of images (N, 1, 28, 28) in [0, 1], ten to a row, with names of rows and columns."""
-    tiles = images.float().cpu().view(-1, 10, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
-    ax = Figure(figsize=(6.2, len(tiles) / 56 + 1.1), layout="constrained").subplots()
-    ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
-    ax.set(xticks=range(14, 280, 28), xticklabels=cols, title=title, frame_on=False)
-    ax.set(yticks=range(14, 28 * len(rows), 28), yticklabels=rows)
-    ax.tick_params(length=0)
-    return ax.figure
+
+def ten_classes(y):
+    """Ten of the classes in y, for a row of samples: the first ten, or fewer in turn."""
+    present = y.unique()
+    return present[torch.arange(10, device=y.device) % len(present)]
+
+
+def grid(images, title):
+    """A figure of images (N, 1, H, W), ten to a row: 0 is white, 1 is black."""
+    missing = -len(images) % 10  # to fill the last row with white
+    images = torch.cat([images, torch.zeros_like(images[:missing])]).cpu()
+    rows = [torch.cat(list(row), dim=2) for row in images.split(10)]
+    page = torch.cat(rows, dim=1)[0]
+    height, width = page.shape
+    figure = Figure(figsize=(width / 45, height / 45 + 0.6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
+    axes.set_axis_off()
+    axes.set_title(title)
+    return figure
+
+
+# Completion needs nothing new: the first half of an image in the order is put in, and only the
+# pixels after it are drawn. It works for whatever comes first in the order, and for nothing else.
+@torch.no_grad()
+def complete(model, x, y, known):
+    """Draw all pixels of x (B, 1, 28, 28) anew except the first `known` in the model's order."""
+    return model.draw(x.flatten(1).clone(), y, model.order[known:])
+
+
+# If the class is not known, p(x) = Σ_y p(y) p(x | y), with p(y) = 1 / classes, all as frequent. And
+# Bayes' rule makes the model a classifier, p(y | x) = p(y) p(x | y) / p(x): take the y for which
+# p(x | y) is largest.
+@torch.no_grad()
+def log_prob_by_class(model, x):
+    """log p(x | y) for every class y, nats (classes, B)."""
+    log_probs = []
+    for label in range(model.classes):
+        y = torch.full((len(x),), label, device=x.device)
+        log_probs.append(model.log_prob(x, y))
+    return torch.stack(log_probs)
+
+
+# The product rule holds in any order, but a network does not learn all orders equally well, and
+# models of several orders (`--order columns --out out/made-columns`, …) err in different places.
+# The average of K models, p(x | y) = (1/K) Σ_k p_k(x | y), is a probability again. Averaged
+# log-probabilities are not: they sum to less than 1 over all images, unless the models agree.
+@torch.no_grad()
+def average_log_prob(models, x, y):
+    """log of the mean of p(x | y) over models, for instance of several orders, nats (B,)."""
+    log_probs = [model.log_prob(x, y) for model in models]
+    return torch.stack(log_probs).logsumexp(0) - math.log(len(models))
+
 
 @torch.no_grad()
-def evaluate(run, model, x, y):
-    """Figures and pictures of binary test images x of classes y."""
+def evaluate(run, model, x_train, x, y):
+    """Results and pictures for binarised test images x (N, 1, 28, 28) of classes y (N,)."""
     torch.manual_seed(1)
-    by_class = torch.stack([-model.log_prob(x, digit) for digit in range(10)])  # NLL (10, N)
-    marginal = math.log(10) - (-by_class).logsumexp(0)  # p(x) = Σ_y p(y) p(x | y)
-    run.report({
-        "test NLL, conditional, nats": by_class.gather(0, y[None]).mean().item(),
-        "test NLL, marginal over the classes, nats": marginal.mean().item(),
-        "its standard error": (marginal.std() / len(x) ** 0.5).item(),
-        "test NLL, unconditional, nats": -model.log_prob(x).mean().item(),
-        "test digits classified by Bayes' rule": (by_class.argmin(0) == y).float().mean().item(),
-    })
+    nll = -model.log_prob(x, y)
+    by_class = log_prob_by_class(model, x)
+    marginal = by_class.logsumexp(0) - math.log(model.classes)
+    # And a model of independent pixels: each has ink as often as in training.
+    ink = (x_train / 255).mean(0).clamp(0.001, 0.999).expand_as(x)  # log 0 would be −∞
+    results = {
+        "half ink, half paper, nats": 28 * 28 * math.log(2),
+        "mean pixels, nats": 28 * 28 * F.binary_cross_entropy(ink, x).item(),
+        "NLL, nats": nll.mean().item(),
+        "NLL, standard error": nll.std().item() / len(x) ** 0.5,
+    }
+    if model.classes > 1:
+        right = by_class.argmax(0) == y
+        results["NLL, marginal over classes, nats"] = -marginal.mean().item()
+        results["Bayes' classifier, share of test images"] = right.float().mean().item()
+    run.report(results)
 
-    digit = torch.arange(10, device=x.device)
-    samples = model.sample(100, digit.repeat(10))
-    run.picture("samples.png", grid(samples, "samples by class"))
-    run.picture("row_by_row.gif", *(grid(F.pad(samples[:40, :, :r], (0, 0, 0, 28 - r)), f"row {r} of 28")
-                                    for r in range(1, 29)))
-    x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
-    rows = [x10, *(model.sample(10, digit, given=x10.flatten(1)[:, :392]) for _ in range(4))]
-    run.picture("completion.png", grid(torch.cat(rows), "the lower half of x, drawn four times", "x1234"))
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    figure.suptitle("the masks: black weights are kept")
-    ends = "pixel to hidden unit", "hidden unit to logit", "pixel to logit"
-    for ax, name, title in zip(figure.subplots(1, 3), ("0", "out", "direct"), ends):
-        ax.imshow(model.get_buffer(f"mask_0_{name}").cpu(), cmap="gray_r", aspect="auto")
-        ax.set(title=title, xlabel="from", ylabel="to")
+    print("drawing samples, one pixel after the other ...", flush=True)
+    shown = ten_classes(y)
+    samples = model.sample(shown.repeat(10))
+    run.picture("samples.png", grid(samples, "samples, one class a column"))
+
+    pages = []
+    for known in range(0, 28 * 28 + 1, 28):
+        drawn = samples[:20].flatten(1).clone()
+        drawn[:, model.order[known:]] = 0.2  # light grey: not drawn yet
+        pages.append(grid(drawn.view(-1, 1, 28, 28), f"{known} of 784 pixels drawn"))
+    run.picture("one_by_one.gif", *pages)
+
+    half = x[:10].flatten(1).clone()
+    half[:, model.order[392:]] = 0.2
+    rows = [x[:10], half.view(-1, 1, 28, 28)]
+    for _ in range(4):
+        rows.append(complete(model, x[:10], y[:10], known=392))
+    title = "test digits; their first half in the order; four completions"
+    run.picture("completion.png", grid(torch.cat(rows), title))
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    titles = ["class, pixels to units", "units to units", "units to outputs", "pixels to outputs"]
+    layers = [model.first, model.second, model.output, model.direct]
+    for axes, layer, title in zip(figure.subplots(1, 4), layers, titles):
+        axes.imshow(layer.mask.cpu(), cmap="gray_r", aspect="auto", interpolation="nearest")
+        axes.set(title=title, xlabel="from", ylabel="to")
+    figure.suptitle("the masks: black weights stay, white ones are cut")
     run.picture("masks.png", figure)
 
+
 # %% Notes
-# Differs from the paper: digits are binarised afresh for every batch; degrees are spread evenly and are the
-# same in all orderings; the second hidden layer adds to the first (residual, as in Nash & Durkan 2019,
-# 1904.05626); Adam with one cycle of the learning rate; a class, as a bias of each layer.
-#
-# Things to break:
-# 1. In `__init__`, make the direct mask >= for >: the loss nears 0, samples have nothing of a digit.
-# 2. In `main`, put (x[i] > 127).float() for binarise(x[i]): training falls far below validation.
-# 3. Set --label-dropout 1: samples ignore the class, Bayes' rule finds one digit in ten.
-#
-# References: NADE: Larochelle & Murray 2011. Read before: nothing. Next: char_rnn.py, or pixelcnn.py.
+# ...
 
-# %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
+
+# %% The frame: flags, checkpoints, status lines, pictures; the same in every script
+def add_common_flags(parser, out, save_every):
+    devices = [d for d in ("cuda", "cpu", "mps") if torch.get_device_module(d).device_count()]
+    parser.add_argument("--device", default=devices[0], choices=devices, help="where to compute")
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="None: if faster")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the run")
+    parser.add_argument("--save-every", type=positive_int, default=save_every, help="in steps")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    choices = ["auto", "always", "never"]
+    parser.add_argument("--stand-in", default="auto", choices=choices, help="use made-up data")
+
+
+def positive_int(text):
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def parse(parser, argv):
+    """The flags. With --resume, those not given now are as in the saved run."""
+    if argv is None and Path(sys.argv[0]).name.endswith("kernel_launcher.py"):
+        argv = []  # these flags are not ours but those of a notebook's kernel
+    args = parser.parse_args(argv)
+    if args.resume:
+        parser.set_defaults(**load_checkpoint(args.out / "model.pt")["flags"])
+        args = parser.parse_args(argv)
+    args.out = args.out.expanduser()
+    if args.bfloat16 is None:
+        args.bfloat16 = fast_bfloat16(args.device)
+    return args
+
+
+def fast_bfloat16(device):
+    """Whether the hardware computes in bfloat16, which is then faster than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device == "cpu" and bool(cpu.get("avx512_bf16") or cpu.get("amx_tile"))
+
+
+def write(path, content):
+    """Write a file whole or not at all: first beside the old one, which it then replaces."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        if part.exists():
+            part.unlink()
+        raise OSError(f"cannot write {path}, see --out: {error.strerror}") from error
+
+
 class Run:
-    """The flags as attributes, and what a training loop needs around it: see `main`."""
-    pause, saved, last_save = 5, None, "nothing was saved"
-    def __init__(self, argv=None):
-        devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
-        flags = SETTINGS | {
-            "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
-            "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
-            "stand_in": ("auto", "drawn data in place of real; auto: if need be", "auto", "always", "never")}
-        parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
-        parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
-        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        for name, (default, about, *limits) in flags.items():
-            flag, kind = "--" + name.replace("_", "-"), type(default)
-            words = limits if limits and kind is str else None
-            parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
-        args = parser.parse_args(argv := [] if argv is None and "ipykernel" in sys.modules else argv)
-        if args.resume and (model := Path(args.out, "model.pt")).exists():
-            load(model)  # which refuses a damaged file
-            self.saved = torch.load(model, map_location="cpu", weights_only=True)
-            Run.last_save = f"the run in {args.out} is as it was"
-            args = parser.parse_args(argv, argparse.Namespace(**self.saved["settings"]))
-        for name, (default, _, *limits) in flags.items():
-            if type(default) is not str and not limits[0] <= getattr(args, name) <= limits[1]:
-                parser.error(f"--{name.replace('_', '-')} is out of range: {limits[0]} to {limits[1]}")
-        vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
-        self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
+    """A training run in the folder --out: its steps, status lines, checkpoints and results."""
 
-    def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
-        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device
-        fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
-                "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
-        return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
+    def __init__(self, args, source, size, loss_name, **parts):
+        self.args = args
+        self.source = source  # the name of the training data, of which there are `size`
+        self.loss_name = loss_name
+        self.parts = parts  # models and optimisers: checkpoints hold them, --resume restores them
+        self.step = 0
+        self.seconds = 0.0
+        self.losses = []  # of the steps since the last checkpoint
+        self.curve = []  # a point for each checkpoint
+        networks = nn.ModuleList(p for p in parts.values() if isinstance(p, nn.Module))
+        weights = sum(p.numel() for p in networks.parameters() if p.requires_grad)
+        self.where = f"{args.device}, {torch.get_num_threads()} threads, bfloat16: {args.bfloat16}"
+        print(f"{size:,} examples of {source!a}, {weights:,} weights, {self.where}", flush=True)
+        self.checkpoint = args.out / "model.pt"
+        if args.resume:
+            self.restore(load_checkpoint(self.checkpoint))
+        else:
+            self.move_aside()
+            self.save_checkpoint()
 
-    def loop(self, **parts):
-        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
-        def stop(*_):
-            self.stopped = True  # Ctrl-C: training ends after this step
-        self.parts, self.losses, self.stopped = parts, [], False
-        if self.saved:
-            if self.saved["source"] != self.source:
-                raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
-            self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
-            try:
-                for name, part in parts.items():
-                    state = self.saved["state"][name]
-                    if "last_epoch" in state:  # a schedule: its place; --steps may be new
-                        state = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state:  # an optimiser: its moments and rate; --lr may be new
-                        groups = zip(part.state_dict()["param_groups"], state["param_groups"])
-                        state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    part.load_state_dict(state)
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
-        elif (self.out / "model.pt").exists():
-            aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-            print(f"an earlier run is in {self.out}: it moves to {self.out.rename(aside)}", flush=True)
-        self.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
-        self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
-        usual = signal.signal(signal.SIGINT, stop)
+    def restore(self, saved):
+        if saved["source"] != self.source:
+            raise OSError(f"{self.args.out} learnt from {saved['source']}, not {self.source}")
         try:
-            while self.step < self.steps and not self.stopped:
-                self.step += 1
-                torch.manual_seed((self.seed << 32) + self.step)  # a resumed run ends in the same weights
-                yield self.step
-        finally:
-            signal.signal(signal.SIGINT, usual)
-        print(f"{self.step:,} steps done{', --resume goes on' * self.stopped}; now evaluating", flush=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise OSError(f"{self.checkpoint} is of another script or other sizes") from error
+        for name in ("step", "seconds", "curve"):
+            setattr(self, name, saved[name])
+        self.args.steps = max(self.args.steps, self.step)
+        self.written = self.checkpoint.stat().st_mtime_ns
+
+    def move_aside(self):
+        """Move an earlier run's checkpoint, results and pictures to a folder of their own."""
+        if not self.checkpoint.exists():
+            return
+        aside = self.args.out / time.strftime("earlier-%Y%m%d-%H%M%S")
+        aside.mkdir()
+        for path in list(self.args.out.iterdir()):
+            if path.name in ("model.pt", "metrics.json") or path.suffix in (".png", ".gif", ".wav"):
+                path.rename(aside / path.name)
+        print(f"the earlier run is now in {str(aside)!a}", flush=True)
+
+    def steps(self):
+        """Yield the number of each step to come, up to --steps."""
+        self.started = time.time() - self.seconds
+        self.printed = time.time() - 5  # the first status line comes after five seconds
+        while self.step < self.args.steps:
+            self.step += 1
+            torch.manual_seed(self.args.seed * 10**9 + self.step)  # a resumed run draws the same
+            yield self.step
 
     def log(self, loss):
-        """Note the loss. True every 20 s and at the end, after a status line: it is time to save."""
-        self.losses.append(loss.item())
-        if not math.isfinite(self.losses[-1]):
-            raise FloatingPointError(f"loss not finite at step {self.step}: lower --lr; {Run.last_save}")
-        self.now = time.perf_counter()
-        if self.now - self.kept < self.pause and self.step < self.steps and not self.stopped:
-            return False
-        self.seconds, recent = self.now - self.begun, self.losses[-100:]
-        rate, left = self.step * self.batch_size / self.seconds, self.seconds * (self.steps / self.step - 1)
-        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} "
-              f"{ITEMS}/s  {round(left) // 60} min {round(left) % 60:02} s left", flush=True)
-        torch.manual_seed(0)  # what is measured and drawn on the way has the same noise each time
-        return True
+        """Note the loss of a step; every ten seconds, print a status line."""
+        self.losses.append(loss.detach())  # .item() would make a GPU wait at every step
+        if time.time() > self.printed + 10:
+            self.printed = time.time()
+            recent = torch.stack(self.losses[-100:]).mean().item()
+            self.require_finite(recent)
+            left = (self.printed - self.started) * (self.args.steps / self.step - 1) / 60
+            print(f"step {self.step:,}  loss {recent:.4g}  {left:.1f} min left", flush=True)
 
-    def save(self, validation, samples, **more):
-        """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
-        if not math.isfinite(validation):
-            raise FloatingPointError(f"not finite after step {self.step}: lower --lr; {Run.last_save}")
-        self.curve.append({"step": self.step, "training": sum(self.losses) / len(self.losses),
-                           "validation": validation, **more})
-        saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
-        saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
-        torch.save(saved, blob := io.BytesIO())
-        (part := self.out / "model.pt.part").write_bytes(blob.getvalue())
-        part.replace(self.out / "model.pt")  # whole or not at all
-        Run.last_save = f"step {self.step:,} is saved in {self.out}"
-        self.picture("samples.png", samples)
-        self.losses, self.kept = [], time.perf_counter()
-        self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
+    def require_finite(self, loss):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {self.step:,} is {loss}: try a lower --lr")
 
-    def picture(self, name, *figures):
-        """Write a figure as .png, or several as the frames of a .gif."""
-        pages = []
-        for figure in figures:
-            figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
-            figure.savefig(page := io.BytesIO(), dpi=120)
-            pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
-        pages[0].save(self.out / name, save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
+    def save(self, validation):
+        """Add a point to the learning curve and write a checkpoint."""
+        training = torch.stack(self.losses).mean().item()
+        self.require_finite(training + validation)
+        print(f"step {self.step:,}: loss {training:.4g}, validation {validation:.4g}", flush=True)
+        if self.checkpoint.exists() and self.checkpoint.stat().st_mtime_ns != self.written:
+            raise OSError(f"another run has changed {self.checkpoint}: give each its own --out")
+        self.curve.append({"step": self.step, "training": training, "validation": validation})
+        self.losses = []
+        self.seconds = time.time() - self.started
+        self.save_checkpoint()
+
+    def save_checkpoint(self):
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        content = io.BytesIO()
+        torch.save(self.record() | states, content)
+        write(self.checkpoint, content.getvalue())
+        self.written = self.checkpoint.stat().st_mtime_ns
+
+    def record(self):
+        """What model.pt and metrics.json both say about the run."""
+        flags = vars(self.args).copy()
+        for name in ("device", "out", "resume"):
+            del flags[name]
+        record = {"flags": flags, "torch": str(torch.__version__)}
+        for name in ("source", "where", "step", "seconds", "curve"):
+            record[name] = getattr(self, name)
+        return record
 
     def report(self, results):
-        """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
-        for name, value in (self.baselines | results).items():
-            print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = self.device == "cuda", f"{self.device.upper()}, {torch.get_num_threads()} threads"
-        metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
-        metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
-                    "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
-        (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-        ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-        ax.plot([p["step"] for p in self.curve], [(p["training"], p["validation"]) for p in self.curve], "o-")
-        ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
-        self.picture("curve.png", ax.figure)
+        """Print the results; write them to metrics.json, and the learning curve to curve.png."""
+        for name, value in results.items():
+            print(f"{name}: {value:.4g}", flush=True)
+            results[name] = value if math.isfinite(value) else None  # JSON knows no NaN
+        metrics = {"results": results} | self.record()
+        write(self.args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
+        axes = Figure(layout="constrained").subplots()
+        steps = [point["step"] for point in self.curve]
+        for name in ("training", "validation"):
+            axes.plot(steps, [point[name] for point in self.curve], "o-", label=name)
+        axes.set(xlabel="step", ylabel=self.loss_name, title="learning curve")
+        axes.legend()
+        self.picture("curve.png", axes.figure)
+
+    def picture(self, name, *figures):
+        """Write one figure as a PNG, or several as the pages of a GIF."""
+        pages = []
+        for figure in figures:
+            figure.supxlabel(f"data: {self.source}", size="x-small", parse_math=False)
+            page = io.BytesIO()
+            figure.savefig(page, dpi=100)
+            pages.append(Image.open(page).convert("RGB"))
+        file = io.BytesIO()
+        pages[0].save(file, name[-3:], save_all=True, append_images=pages[1:], duration=150, loop=0)
+        write(self.args.out / name, file.getvalue())
+
 
 if __name__ == "__main__":
     try:
         main()
     except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(print(f"\n{NAME}.py: stopped; {Run.last_save}", file=sys.stderr) or 130)
+        sys.exit("stopped; --resume goes on, --resume --steps 0 evaluates the last checkpoint")

@@ -3,380 +3,540 @@
 # ///
 """VAE: the variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114).
 
-A latent variable model generates a binary image x in two steps. First a latent vector z is drawn from a fixed
-prior; then a network, the decoder, turns z into the probability of a foreground pixel at each of 784 places.
-With the class y given:
+How does an image of a seven come about? A writer has a style: slant, width, pressure. The style
+is never recorded; only the pixels are. A latent variable model ("latent": not observed) tells
+this story as a program. For an image x of the digit y, its class:
 
-    p(z) = N(0, I), p(x | z, y) = Π_i Bernoulli(x_i; sigmoid decode(z, y)_i), p(x | y) = ∫ p(x | z, y) p(z) dz
+    z ~ p(z) = N(0, I)       draw a style z, 20 numbers; p(z) is called the prior
+    x ~ p(x | z, y)          draw for each pixel ink (1) or paper (0), given style and class
 
-The integral has no closed form, and drawing z at random hardly ever meets one that could have made this x. So
-a second network, the encoder, learns where to look: its outputs μ and σ give q(z | x, y) = N(μ, diag σ²), an
-approximation of the posterior p(z | x, y). For any q the evidence lower bound (ELBO) holds, with the
-Kullback-Leibler divergence KL:
+A network, the decoder, computes from z and y the probability of ink at each of the 784 pixels.
+Given z the pixels are independent, so log p(x | z, y) = Σ_i log p(x_i | z, y).
 
-    log p(x | y) ≥ E_q[log p(x | z, y)] − KL(q(z | x, y) ‖ p(z)),     KL = −½ Σ_j (1 + log σ_j² − μ_j² − σ_j²)
+Nobody says which of the numbers is the slant: the decoder learns to make styles out of them.
 
-The first term asks for good reconstructions of x; the second is the price of the information about x in z.
-The bound is below log p(x | y) by KL(q ‖ p(z | x, y)), so raising it also brings q closer to that posterior.
+Training should make p(x | y) of the training images as large as possible (maximum likelihood).
+Over all styles that is p(x | y) = ∫ p(x | z, y) p(z) dz. The integral has no closed form, and the
+mean over draws from the prior is useless: hardly any style fits this x, and for all others
+p(x | z, y) is practically zero.
 
-Training maximises the ELBO over both networks at once. Its gradient has to pass through the random draw of z,
-which the reparameterisation makes possible: z = μ + σ ε with ε ~ N(0, I) is a differentiable function of μ
-and σ. A tenth of the training digits carry the null label in place of y, so one network also learns p(x).
+So a second network, the encoder, looks at x and says where to look for its z: a Gaussian
+q(z | x, y), its 20 dimensions independent, each with a mean μ and a standard deviation σ. With
+E_q, the mean over z drawn from q,
 
-Sampling: z ~ N(0, I), then decode (shown are the probabilities). p(x): a lower bound. Latent: z, so images
-can be encoded, compared and interpolated. Good at: fast sampling, representations. Bad at: sharpness; pixels
-are independent given z, so whatever z does not determine is averaged.
+    log p(x | y) = log ∫ p(x | z, y) p(z) dz
+                 = log E_q[p(x | z, y) p(z) / q(z | x, y)]            multiply and divide by q
+                 ≥ E_q[log p(x | z, y) + log p(z) − log q(z | x, y)]  Jensen: log mean ≥ mean log
+                 = E_q[log p(x | z, y)] − KL(q(z | x, y) ‖ p(z))      KL(q ‖ p) = E_q[log q − log p]
 
-`python vae.py` on MNIST and two cores of an Intel Xeon (bfloat16): 370 s of training, 391 s in all.
+The last line is the ELBO, the evidence lower bound: "evidence" is a name for p(x | y). Its first
+term is high if the decoder can rebuild x from z. Its second is a price: 0 if q is the prior, so
+that z says nothing about x; the further q moves away or the narrower it is, the higher. Encoder
+and decoder are trained together to raise the sum.
 
-    step 4,878/70,000  -ELBO, nats 98.8255  19,335 digits/s  5 min 37 s left
-    step 35,407/70,000  -ELBO, nats 88.2157  18,955 digits/s  3 min 02 s left
-    step 70,000/70,000  -ELBO, nats 84.3524  18,939 digits/s  0 min 00 s left
+How much is lost at the ≥? By Bayes' rule p(x | z, y) p(z) = p(x | y) p(z | x, y). So line three is
 
-Test set, binarised once: −ELBO 86.17 nats given the class, 94.66 under the null label; the tighter bound of
-5,000 importance samples is 3.2 and 3.5 lower (every 50th digit). Without classes, `--label-dropout 1`: 90.21.
-Untrained: 784 ln 2 = 543.4; independent pixels: 206.0. A separate classifier finds the class asked for in
-97.4 % of samples.
+    ELBO = E_q[log p(x | y) + log p(z | x, y) − log q(z | x, y)]
+         = log p(x | y) − KL(q(z | x, y) ‖ p(z | x, y))            log p(x | y) has no z in it
+
+A KL is never negative, and 0 only if both are equal. So the ELBO is a bound, and the encoder makes
+it tight by coming close to p(z | x, y), the posterior: the styles that may have made this x.
+
+Logarithms are natural and their unit is the nat: add one nat to log p, and p is e times as large.
+The loss is −ELBO, so lower is better.
+
+
+Good at: fast sampling, a space of styles to walk in. Bad at: sharpness; given z the pixels are
+independent, so what z leaves open comes out as a probability near 1/2, a grey. Read before:
+made.py. Read next: vqvae.py, ddpm.py.
 """
+
 import argparse
 import io
 import json
 import math
-import signal
 import sys
 import time
 from pathlib import Path
 
-from data import mnist
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
+from torch.distributions import Normal
 
-# %% Settings: the published run's value, what it is, its range; `--help` prints them
-NAME, LOSS, ITEMS = "vae", "-ELBO, nats", "digits"
-NULL = 10  # the null label: no class given
-SETTINGS = {
-    "steps": (70000, "optimiser steps", 1, 10**9),
-    "batch_size": (100, "digits per step", 1, 10**6),
-    "lr": (2e-3, "peak learning rate of Adam", 0, 10),
-    "hidden": (500, "units in each of the two hidden layers of encoder and decoder", 1, 10**5),
-    "latent_dim": (20, "dimensions of the latent z", 2, 1000),
-    "beta": (1.0, "weight of the KL term: 1 is the bound, more is a beta-VAE", 0, 1000),
-    "label_dropout": (0.1, "share of digits under the null label; 1 gives an unconditional model", 0, 1),
-}
+from data import mnist
 
-# %% Model: an encoder that infers z from x, a decoder that generates x from z
-def bernoulli_log_prob(x, logits):
-    """log p of binary images x (B, 1, 28, 28) whose pixels are independent given the logits: nats (B,)."""
-    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
 
-def gaussian_kl(mean, log_var):
-    """KL(N(mean, exp log_var) ‖ N(0, I)) by dimension, (B, Z), nats (Kingma & Welling 2014, appendix B)."""
-    return -0.5 * (1 + log_var - mean**2 - log_var.exp())
+# %% Settings
+def parse_flags(argv=None):
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--steps", type=int, default=30_000, help="optimiser steps")
+    parser.add_argument("--batch-size", type=positive_int, default=100, help="images a step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of Adam")
+    parser.add_argument("--hidden", type=positive_int, default=800, help="units in a hidden layer")
+    parser.add_argument("--latent", type=positive_int, default=20, help="dimensions of z")
+    parser.add_argument("--beta", type=float, default=1.0, help="weight of the KL: 1 is the ELBO")
+    classes = "10: the digit is given to both networks; 1: it is not"
+    parser.add_argument("--classes", type=positive_int, default=10, help=classes)
+    add_common_flags(parser, out="out/vae", save_every=2000)  # --device, --resume ...: at the end
+    return parse(parser, argv)
+
+
+# %% Data
+def binarise(images):
+    """Draw each pixel: ink (1) with probability grey level / 255, else paper (0).
+
+    The model knows ink and paper only. Training images are drawn anew at each step.
+    """
+    return torch.bernoulli(images / 255)
+
+
+# %% Model
+def log_likelihood(x, logits):
+    """log p(x | z, y), nats (B,): Σ x log p + (1 − x) log(1 − p), with p = sigmoid(logit)."""
+    by_pixel = -F.binary_cross_entropy_with_logits(logits, x, reduction="none")
+    return by_pixel.flatten(1).sum(1)
+
+
+# The KL of two Gaussians needs no sampling. The dimensions are independent, so their KLs add up.
+# For one of them, log N(z; μ, σ²) = −[log 2π + log σ² + (z − μ)² / σ²] / 2, and under q the mean
+# of (z − μ)² is σ², the mean of z² is μ² + σ². So
+#
+#     E_q[log q − log p] = E_q[−log σ² − (z − μ)² / σ² + z²] / 2 = (−log σ² − 1 + μ² + σ²) / 2
+#
+#     μ = 0, σ = 1      (0 − 1 + 0 + 1) / 2 = 0            q is the prior: z says nothing about x
+#     μ = 1, σ = 1      (0 − 1 + 1 + 1) / 2 = 0.5          moved by one standard deviation
+#     μ = 1, σ = 0.1    (4.61 − 1 + 1 + 0.01) / 2 = 2.31   and ten times as narrow
+def kl_divergence(mean, log_var):
+    """KL(N(μ, σ²) ‖ N(0, 1)) for each dimension of z, nats (B, latent) (paper: appendix B)."""
+    return 0.5 * (-log_var - 1 + mean**2 + log_var.exp())
+
+
+# E_q, the mean over z ~ q, is estimated by one draw. Its gradient must reach the encoder, but what
+# is the derivative of a random draw? Let the randomness come from outside: z = μ + σ ε with
+# ε ~ N(0, 1). Then E_q[f(z)] = E_ε[f(μ + σ ε)] is a mean over ε, which has nothing to learn, and
+# the gradient of f(μ + σ ε) at one ε, through ∂z/∂μ = 1 and ∂z/∂σ = ε, is right on average. This
+# is the reparameterisation trick.
+def reparameterise(mean, log_var):
+    """Draw z ~ N(μ, σ²), (B, latent), so that the gradient can pass through the draw."""
+    eps = torch.randn_like(mean)
+    sigma = torch.exp(0.5 * log_var)
+    return mean + sigma * eps
+
+
+class MLP(nn.Module):
+    """Two hidden layers. The second is added to the first, which trains better."""
+
+    def __init__(self, inputs, hidden, outputs):
+        super().__init__()
+        self.first = nn.Linear(inputs, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.last = nn.Linear(hidden, outputs)
+
+    def forward(self, v):
+        h = F.silu(self.first(v))
+        h = h + F.silu(self.second(h))
+        return self.last(h)
+
 
 class VAE(nn.Module):
-    """p(x, z | y) = N(z; 0, I) Bernoulli(x; decode(z, y)) and q(z | x, y) = N(z; encode(x, y))."""
-    def __init__(self, hidden=500, latent_dim=20, conditional=True):
+    """Encoder q(z | x, y) and decoder p(x | z, y) for images x (B, 1, 28, 28) of classes y (B,)."""
+
+    def __init__(self, hidden=800, latent=20, classes=10):
         super().__init__()
-        self.latent_dim, self.conditional = latent_dim, conditional
-        self.encoder = nn.Sequential(
-            nn.Linear(784 + 11, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
-            nn.Linear(hidden, 2 * latent_dim))
-        self.decoder = nn.Sequential(
-            nn.Linear(latent_dim + 11, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
-            nn.Linear(hidden, 784))
+        self.latent = latent
+        self.classes = classes
+        self.encoder = MLP(28 * 28 + classes, hidden, 2 * latent)  # to μ and log σ²
+        self.decoder = MLP(latent + classes, hidden, 28 * 28)
 
-    def with_class(self, v, y):
-        """v (B, D) and a one-hot class: (B, D + 11). y is None (the null label), a class or (B,) classes."""
-        y = self.labels(NULL if y is None else y, len(v))
-        return torch.cat([v, F.one_hot(y, 11).to(v)], 1)
+    def encode(self, x, y):
+        """μ and log σ² of q(z | x, y), (B, latent) each: a log may be negative, σ² may not."""
+        x_and_y = torch.cat([x.flatten(1), F.one_hot(y, self.classes)], dim=1)
+        outputs = self.encoder(x_and_y).float()  # back to float32 after bfloat16
+        mean, log_var = outputs.chunk(2, dim=1)
+        return mean, log_var
 
-    def encode(self, x, y=None):
-        """Mean and log-variance, (B, Z) each, of q(z | x, y) for binary images x (B, 1, 28, 28)."""
-        return self.encoder(self.with_class(x.flatten(1), y)).float().chunk(2, 1)
+    def decode(self, z, y):
+        """The logit of ink at each pixel, (B, 1, 28, 28)."""
+        z_and_y = torch.cat([z, F.one_hot(y, self.classes)], dim=1)
+        return self.decoder(z_and_y).float().view(-1, 1, 28, 28)
 
-    def decode(self, z, y=None):
-        """Logits (B, 1, 28, 28) of the pixels of p(x | z, y), for z (B, Z)."""
-        return self.decoder(self.with_class(z, y)).float().view(-1, 1, 28, 28)
-
-    def elbo(self, x, y=None, beta=1.0):
-        """One draw of the evidence lower bound of log p(x | y) for binary x (B, 1, 28, 28): nats (B,)."""
+    def elbo(self, x, y, beta=1.0):
+        """An estimate of the ELBO, nats (B,): one z stands for E_q, the KL is exact."""
         mean, log_var = self.encode(x, y)
-        eps = torch.randn_like(mean)
-        z = mean + torch.exp(0.5 * log_var) * eps  # reparameterisation: differentiable in mean and log_var
-        log_likelihood = bernoulli_log_prob(x, self.decode(z, y))
-        return log_likelihood - beta * gaussian_kl(mean, log_var).sum(1)
-
-    def labels(self, y, n):
-        """y as (n,) classes; None draws them from p(y), uniform. An unconditional model knows NULL alone."""
-        y = torch.randint(10, (n,)) if y is None else torch.as_tensor(y)
-        return (y if self.conditional else torch.tensor(NULL)).to(self.decoder[0].weight.device).expand(n)
+        z = reparameterise(mean, log_var)
+        reconstruction = log_likelihood(x, self.decode(z, y))
+        kl = kl_divergence(mean, log_var).sum(1)
+        return reconstruction - beta * kl
 
     @torch.no_grad()
-    def sample(self, n, y=None):
-        """n images (n, 1, 28, 28) in [0, 1]: probabilities of pixels. y: None (drawn), a class or (n,)."""
-        y = self.labels(y, n)
-        return self.decode(torch.randn(n, self.latent_dim, device=y.device), y).sigmoid()
+    def sample(self, y):
+        """Draw a style for each class in y (B,); the probability of ink, (B, 1, 28, 28)."""
+        z = torch.randn(len(y), self.latent, device=y.device)
+        return self.decode(z, y).sigmoid()  # torch.bernoulli(...) of it would draw the pixels
 
-def binarise(x, seed=None):
-    """A Bernoulli draw of each pixel of uint8 images, its grey value the probability; `seed` fixes it."""
-    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
-    return (torch.rand(x.shape, device=x.device, generator=generator) * 255 < x).float()
-
-def drop_labels(y, rate):
-    """Labels (B,), each the null label with probability `rate`: one network learns p(x | y) and p(x)."""
-    return torch.where(torch.rand(len(y), device=y.device) < rate, NULL, y)
 
 # %% Training
-def main(argv=None):
-    run = Run(argv)  # flags, output folder, resuming: the frame, at the end of this file
-    x, y, x_test, y_test, run.source = mnist(run.stand_in, run.device)
-    n = len(x) * 11 // 12  # the last twelfth (5,000 digits of MNIST) is for validation
-    x_valid, y_valid, x_test = binarise(x[n:], seed=0), y[n:], binarise(x_test, seed=1)
-    rate = (x[:n].float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).expand_as(x_test)  # how often a pixel is 1
-    run.baselines = {"untrained": 784 * math.log(2),
-                     "independent pixels": 784 * F.binary_cross_entropy(rate, x_test).item()}
+def warmup_cosine(u):
+    """Share of the peak learning rate, u = 0 to 1 through training: a rise, then half a cosine."""
+    return min(u / 0.05, 0.5 + 0.5 * math.cos(math.pi * u))
 
-    torch.manual_seed(run.seed)
-    model = VAE(run.hidden, run.latent_dim, run.label_dropout < 1).to(run.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, run.lr, total_steps=run.steps, pct_start=0.06, cycle_momentum=False)
-    for step in run.loop(model=model, optimizer=optimizer, schedule=schedule):
-        i = torch.randint(n, (run.batch_size,), device=run.device)
-        with run.autocast():
-            loss = -model.elbo(binarise(x[i]), drop_labels(y[i], run.label_dropout), run.beta).mean()
+
+def main(argv=None):
+    args = parse_flags(argv)
+    x, y, x_test, y_test, source = mnist(args.stand_in, args.device, args.classes)
+    n = len(x) * 11 // 12  # the last twelfth, 5,000 digits of MNIST, is for validation
+    torch.manual_seed(0)  # validation and test images are binarised once, always the same way
+    x_valid, y_valid = binarise(x[n:]), y[n:]
+    x_test = binarise(x_test)
+
+    torch.manual_seed(args.seed)
+    model = VAE(args.hidden, args.latent, args.classes).to(args.device)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)  # fused: faster, nothing else
+    run = Run(args, source, n, "−ELBO, nats", model=model, optimizer=optimizer)  # log, checkpoints
+    for step in run.steps():
+        optimizer.param_groups[0]["lr"] = args.lr * warmup_cosine(step / args.steps)
+        batch = torch.randint(n, (args.batch_size,), device=args.device)
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bfloat16):
+            loss = -model.elbo(binarise(x[batch]), y[batch], args.beta).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
-        if run.log(loss):  # a status line; True every 20 s and at the end
+        run.log(loss)
+        if step % args.save_every == 0 or step == args.steps:
             with torch.no_grad():
-                validation = -model.elbo(x_valid, y_valid).mean().item()
-            run.save(validation, grid(model.sample(40, torch.arange(40) % 10), f"samples, step {step:,}"))
-    evaluate(run, model, x_test, y_test)
+                validation = -model.elbo(x_valid, y_valid, args.beta).mean()
+            run.save(validation.item())
+            samples = model.sample(ten_classes(y).repeat(10))
+            run.picture("samples.png", grid(samples, f"samples, step {step:,}"))
+    evaluate(run, model, x[:n], x_test, y_test)
 
-# %% That is the whole idea. Below: what the trained model can do, and the frame that every chapter shares.
-# %% Evaluation: a saved model, pictures, a tighter bound
-def load(path=f"out/{NAME}/model.pt", device="cpu"):
-    """The model of a saved run, ready to sample."""
+
+# %% That is the whole idea. Below: what the trained model can do, and the frame.
+# %% Evaluation
+def load_checkpoint(path):
+    """What a run wrote into model.pt, a dictionary."""
     try:
-        assert (saved := torch.load(path, map_location="cpu", weights_only=True))["name"] == NAME
-        s = saved["settings"]
-        model = VAE(s["hidden"], s["latent_dim"], s["label_dropout"] < 1)
-        model.load_state_dict(saved["state"]["model"])
-    except Exception as error:  # a damaged file breaks in many ways
-        raise OSError(f"{path} is missing, damaged, or no checkpoint of {NAME}.py") from error
+        saved = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+        return saved | {"flags": saved["flags"]}  # KeyError if this is somebody else's file
+    except Exception as error:  # a damaged file fails in many ways
+        raise OSError(f"{path} is missing, damaged, or no checkpoint of this script") from error
+
+
+def load(path="out/vae/model.pt", device="cpu"):
+    """The model of a finished or unfinished run, ready to sample."""
+    saved = load_checkpoint(path)
+    flags = saved["flags"]
+    model = VAE(flags["hidden"], flags["latent"], flags["classes"])
+    model.load_state_dict(saved["model"])
     return model.to(device).eval()
 
-def grid(images, title, rows="", cols="0123456789"):
-    """A figure of images (N, 1, 28, 28) in [0, 1], ten to a row, with names of rows and columns."""
-    tiles = images.float().cpu().view(-1, 10, 28, 28).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
-    ax = Figure(figsize=(6.2, len(tiles) / 56 + 1.1), layout="constrained").subplots()
-    ax.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
-    ax.set(xticks=range(14, 280, 28), xticklabels=cols, title=title, frame_on=False)
-    ax.set(yticks=range(14, 28 * len(rows), 28), yticklabels=rows)
-    ax.tick_params(length=0)
-    return ax.figure
+
+def ten_classes(y):
+    """Ten of the classes in y, for a row of samples: the first ten, or fewer in turn."""
+    present = y.unique()
+    return present[torch.arange(10, device=y.device) % len(present)]
+
+
+def grid(images, title):
+    """A figure of images (N, 1, H, W), ten to a row: 0 is white, 1 is black."""
+    missing = -len(images) % 10  # to fill the last row with white
+    images = torch.cat([images, torch.zeros_like(images[:missing])]).cpu()
+    rows = [torch.cat(list(row), dim=2) for row in images.split(10)]
+    page = torch.cat(rows, dim=1)[0]
+    height, width = page.shape
+    figure = Figure(figsize=(width / 45, height / 45 + 0.6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
+    axes.set_axis_off()
+    axes.set_title(title)
+    return figure
+
+
+# Draw K styles z_k from q, with weights w_k = p(x | z_k, y) p(z_k) / q(z_k | x, y). Their mean is
+# p(x | y) on average, so by Jensen its log is on average a bound. K = 1 is the ELBO; more draws make
+# it tighter: importance weighting (Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519).
+@torch.no_grad()
+def importance_bound(model, x, y, samples):
+    """A bound on log p(x | y) that is tighter than the ELBO, nats (B,)."""
+    mean, log_var = model.encode(x, y)
+    prior = Normal(0.0, 1.0)
+    q = Normal(mean, torch.exp(0.5 * log_var))
+    log_weights = []
+    for _ in range(samples):
+        z = q.sample()
+        log_joint = log_likelihood(x, model.decode(z, y)) + prior.log_prob(z).sum(1)
+        log_weights.append(log_joint - q.log_prob(z).sum(1))
+    return torch.stack(log_weights).logsumexp(0) - math.log(samples)  # the log of their mean
+
+
+# If the class is not known, p(x) = Σ_y p(y) p(x | y), with p(y) = 1 / classes, all as frequent. And
+# Bayes' rule makes the model a classifier, p(y | x) = p(y) p(x | y) / p(x): take the y for which
+# p(x | y) is largest.
+def bound_by_class(model, x, samples):
+    """The importance bound on log p(x | y) for every class y, nats (classes, B)."""
+    bounds = []
+    for label in range(model.classes):
+        y = torch.full((len(x),), label, device=x.device)
+        bounds.append(importance_bound(model, x, y, samples))
+    return torch.stack(bounds)
+
 
 @torch.no_grad()
-def importance_bound(model, x, y=None, samples=5000):
-    """log (1/S) Σ_s p(x, z_s | y) / q(z_s | x, y): a bound in nats, (B,), exact for large S (Burda 2016)."""
-    (mean, log_var), log_w = model.encode(x, y), []
-    for eps in torch.randn(samples, *mean.shape, device=x.device):
-        z = mean + torch.exp(0.5 * log_var) * eps
-        log_w.append(bernoulli_log_prob(x, model.decode(z, y)) + 0.5 * (eps**2 + log_var - z**2).sum(1))
-    return torch.stack(log_w).logsumexp(0) - math.log(samples)
-
-@torch.no_grad()
-def evaluate(run, model, x, y):
-    """Figures and pictures of binary test images x of classes y."""
+def evaluate(run, model, x_train, x, y):
+    """Results and pictures for binarised test images x (N, 1, 28, 28) of classes y (N,)."""
     torch.manual_seed(1)
-    conditional, null, kl = -model.elbo(x, y), -model.elbo(x), gaussian_kl(*model.encode(x)).mean(0)
-    by_class = torch.stack([importance_bound(model, x[::10], digit, 20) for digit in range(10)])
-    print("5,000 importance samples for every 50th test digit", flush=True)
-    gap = [(bound[::50] + importance_bound(model, x[::50], labels)).mean().item()
-           for bound, labels in ((conditional, y[::50]), (null, None))]
-    run.report({
-        "test -ELBO, conditional, nats": conditional.mean().item(),
-        "its standard error": (conditional.std() / len(x) ** 0.5).item(),
-        "test -ELBO, unconditional, nats": null.mean().item(),
-        "of it KL": kl.sum().item(),
-        "every 10th digit: -ELBO, unconditional, nats": null[::10].mean().item(),
-        "every 10th digit: NLL, marginal": math.log(10) - by_class.logsumexp(0).mean().item(),
-        "every 50th digit: -ELBO minus NLL, conditional": gap[0],
-        "every 50th digit: -ELBO minus NLL, unconditional": gap[1]})
+    elbo = model.elbo(x, y)
+    kl = kl_divergence(*model.encode(x, y)).mean(0)
+    print("importance samples of every 50th image, all would take long ...", flush=True)
+    few = slice(None, None, 50)
+    tighter = importance_bound(model, x[few], y[few], samples=500)
+    by_class = bound_by_class(model, x[few], samples=100)
+    marginal = by_class.logsumexp(0) - math.log(model.classes)
+    # And a model without z: each pixel has ink as often as in training, or half the time.
+    ink = (x_train / 255).mean(0).clamp(0.001, 0.999).expand_as(x)  # log 0 would be −∞
+    results = {
+        "half ink, half paper, nats": 28 * 28 * math.log(2),
+        "mean pixels, nats": 28 * 28 * F.binary_cross_entropy(ink, x).item(),
+        "-ELBO, nats": -elbo.mean().item(),
+        "-ELBO, standard error": elbo.std().item() / len(x) ** 0.5,
+        "KL in -ELBO": kl.sum().item(),
+        "-ELBO, every 50th image": -elbo[few].mean().item(),
+        "500 importance samples, every 50th image": -tighter.mean().item(),
+    }
+    if model.classes > 1:
+        right = by_class.argmax(0) == y[few]
+        results["marginal over classes, 100 samples, every 50th image"] = -marginal.mean().item()
+        results["Bayes' classifier, share of every 50th image"] = right.float().mean().item()
+    run.report(results)
 
-    digit = torch.arange(10, device=x.device)
-    run.picture("samples.png", grid(model.sample(100, digit.repeat(10)), "samples by class: probabilities"))
-    z = torch.randn(8, len(kl), device=x.device).repeat_interleave(10, 0)
-    styles = model.decode(z, digit.repeat(8)).sigmoid()
-    run.picture("style.png", grid(styles, "one z a row, one class a column: z is the style"))
-    x10 = x[torch.stack([(y == d).nonzero()[0, 0] for d in range(10)])]  # the first test digit of each class
-    mean, log_var = model.encode(x10)
-    z = torch.cat([mean + torch.exp(0.5 * log_var) * torch.randn_like(mean) for _ in range(3)])
-    rows = torch.cat([x10, model.decode(z).sigmoid()])
-    run.picture("reconstructions.png", grid(rows, "three z ~ q(z | x), decoded", "x123"))
-    walk = [model.decode(mean.lerp(mean.roll(-1, 0), u / 16)).sigmoid() for u in range(17)]
-    run.picture("interpolation.gif", *(grid(images, "to the next digit's z") for images in walk))
-    i, j = kl.argsort(descending=True).tolist()[:2]
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    shown = ten_classes(y)
+    samples = model.sample(shown.repeat(10))
+    run.picture("samples.png", grid(samples, "samples, one class a column"))
+
+    styles = torch.randn(10, model.latent, device=x.device).repeat_interleave(10, dim=0)
+    images = model.decode(styles, shown.repeat(10)).sigmoid()
+    run.picture("styles.png", grid(images, "one z a row: z is the style, whatever the class"))
+
+    mean, log_var = model.encode(x[:10], y[:10])
+    rows = [x[:10]]
+    for _ in range(3):
+        rows.append(model.decode(reparameterise(mean, log_var), y[:10]).sigmoid())
+    title = "top: test digits; below: each rebuilt from three draws of its z"
+    run.picture("reconstructions.png", grid(torch.cat(rows), title))
+
+    # A walk: every digit keeps its class and takes on, step by step, its right neighbour's style.
+    pages = []
+    for u in range(17):
+        z = mean.lerp(mean.roll(-1, 0), u / 16)
+        rows = torch.cat([x[:10], model.decode(z, y[:10]).sigmoid(), x[:10].roll(-1, 0)])
+        pages.append(grid(rows, "middle: the top digit takes on the style of the bottom digit"))
+    run.picture("walk.gif", *pages)
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    means = model.encode(x[:3000])[0][:, [i, j]].cpu()
-    points = left.scatter(*means.T, c=y[:3000].cpu(), cmap="tab10", s=4, vmin=-0.5, vmax=9.5)
-    figure.colorbar(points, ax=left, ticks=range(10), label="class")
-    left.set(title="means of q(z | x) of test digits", xlabel=f"z{i}", ylabel=f"z{j}", aspect="equal")
-    right.bar(range(1, len(kl) + 1), kl.sort(descending=True).values.cpu())
-    right.set(title=f"{(kl > 0.05).sum()} of {len(kl)} units are active: above 0.05 nats",
-              xlabel="latent dimension, sorted", ylabel="KL(q ‖ p), nats")
-    run.picture("latents.png", figure)
+    order = kl.argsort(descending=True).cpu()
+    left.bar(range(1, model.latent + 1), kl.cpu()[order])
+    left.set(xlabel="dimension of z, largest KL first", ylabel="KL, nats")
+    left.set_title(f"{(kl > 0.05).sum()} of {model.latent} dimensions say more than 0.05 nats")
+    means = model.encode(x[:2000], y[:2000])[0].cpu()[:, order]
+    right.scatter(means[:, 0], means[:, 1 % model.latent], c=y[:2000].cpu(), s=5, cmap="tab10")
+    right.set(xlabel="the dimension of the largest KL", ylabel="of the second largest")
+    right.set_title("μ of test digits, a colour for each class: no class lies apart")
+    run.picture("dimensions.png", figure)
+
 
 # %% Notes
-# Differs from the paper: two hidden layers of 500 SiLU units for one of 500 tanh units, Adam with one cycle
-# of the learning rate for Adagrad, digits binarised afresh in every batch, the class as an input of both
-# networks. `sample(n)` draws y ~ p(y), then x ~ p(x | y): under the null label z itself must separate the
-# classes, whose shares are then off (total variation distance 0.22).
-#
-# Things to break:
-# 1. In `elbo`, decode z.detach(): the encoder learns from the KL alone, which falls to 0 (posterior
-#    collapse), and all samples of a class are one blur.
-# 2. In `bernoulli_log_prob`, put .mean(1) for .sum(1): the KL outweighs the pixels, every unit collapses.
-# 3. Set --beta 0: reconstructions sharpen, samples turn to noise, validation runs away.
-#
-# References: importance weights: Burda, Grosse & Salakhutdinov 2016 (1509.00519); β: Higgins et al. 2017;
-# with a diffusion prior, latent diffusion: Rombach et al. 2022 (2112.10752). Read before: made.py. Next:
-# vqvae.py, with discrete latents.
+# ...
 
-# %% The frame, the same to the letter in every chapter: flags, checkpoints, status line, results, pictures
+
+# %% The frame: flags, checkpoints, status lines, pictures; the same in every script
+def add_common_flags(parser, out, save_every):
+    devices = [d for d in ("cuda", "cpu", "mps") if torch.get_device_module(d).device_count()]
+    parser.add_argument("--device", default=devices[0], choices=devices, help="where to compute")
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="None: if faster")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the run")
+    parser.add_argument("--save-every", type=positive_int, default=save_every, help="in steps")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    choices = ["auto", "always", "never"]
+    parser.add_argument("--stand-in", default="auto", choices=choices, help="use made-up data")
+
+
+def positive_int(text):
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def parse(parser, argv):
+    """The flags. With --resume, those not given now are as in the saved run."""
+    if argv is None and Path(sys.argv[0]).name.endswith("kernel_launcher.py"):
+        argv = []  # these flags are not ours but those of a notebook's kernel
+    args = parser.parse_args(argv)
+    if args.resume:
+        parser.set_defaults(**load_checkpoint(args.out / "model.pt")["flags"])
+        args = parser.parse_args(argv)
+    args.out = args.out.expanduser()
+    if args.bfloat16 is None:
+        args.bfloat16 = fast_bfloat16(args.device)
+    return args
+
+
+def fast_bfloat16(device):
+    """Whether the hardware computes in bfloat16, which is then faster than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device == "cpu" and bool(cpu.get("avx512_bf16") or cpu.get("amx_tile"))
+
+
+def write(path, content):
+    """Write a file whole or not at all: first beside the old one, which it then replaces."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        if part.exists():
+            part.unlink()
+        raise OSError(f"cannot write {path}, see --out: {error.strerror}") from error
+
+
 class Run:
-    """The flags as attributes, and what a training loop needs around it: see `main`."""
-    pause, saved, last_save = 5, None, "nothing was saved"
-    def __init__(self, argv=None):
-        devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
-        flags = SETTINGS | {
-            "seed": (0, "random seed", 0, 2**31 - 1), "out": (f"out/{NAME}", "folder of the run"),
-            "device": ("cuda" if "cuda" in devices else "cpu", "what computes", *devices),
-            "stand_in": ("auto", "drawn data in place of real; auto: if need be", "auto", "always", "never")}
-        parser = argparse.ArgumentParser(usage="%(prog)s [--steps 1000 --out out/try ...]")
-        parser.error = lambda message: parser.exit(2, f"{NAME}.py: {message}; see --help\n")
-        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        for name, (default, about, *limits) in flags.items():
-            flag, kind = "--" + name.replace("_", "-"), type(default)
-            words = limits if limits and kind is str else None
-            parser.add_argument(flag, type=kind, default=default, choices=words, help=f"{about} ({default})")
-        args = parser.parse_args(argv := [] if argv is None and "ipykernel" in sys.modules else argv)
-        if args.resume and (model := Path(args.out, "model.pt")).exists():
-            load(model)  # which refuses a damaged file
-            self.saved = torch.load(model, map_location="cpu", weights_only=True)
-            Run.last_save = f"the run in {args.out} is as it was"
-            args = parser.parse_args(argv, argparse.Namespace(**self.saved["settings"]))
-        for name, (default, _, *limits) in flags.items():
-            if type(default) is not str and not limits[0] <= getattr(args, name) <= limits[1]:
-                parser.error(f"--{name.replace('_', '-')} is out of range: {limits[0]} to {limits[1]}")
-        vars(self).update(vars(args), out=Path(args.out), step=0, seconds=0.0, curve=[])
-        self.settings = {name: getattr(args, name) for name in flags if name not in ("device", "out")}
+    """A training run in the folder --out: its steps, status lines, checkpoints and results."""
 
-    def autocast(self):  # bfloat16 where the hardware computes in it, else nothing
-        cpu, kind = getattr(torch.cpu, "get_capabilities", dict)(), self.device
-        fast = {"cpu": cpu.get("avx512_bf16") or cpu.get("amx_tile"), "mps": False,
-                "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)}[kind]
-        return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
+    def __init__(self, args, source, size, loss_name, **parts):
+        self.args = args
+        self.source = source  # the name of the training data, of which there are `size`
+        self.loss_name = loss_name
+        self.parts = parts  # models and optimisers: checkpoints hold them, --resume restores them
+        self.step = 0
+        self.seconds = 0.0
+        self.losses = []  # of the steps since the last checkpoint
+        self.curve = []  # a point for each checkpoint
+        networks = nn.ModuleList(p for p in parts.values() if isinstance(p, nn.Module))
+        weights = sum(p.numel() for p in networks.parameters() if p.requires_grad)
+        self.where = f"{args.device}, {torch.get_num_threads()} threads, bfloat16: {args.bfloat16}"
+        print(f"{size:,} examples of {source!a}, {weights:,} weights, {self.where}", flush=True)
+        self.checkpoint = args.out / "model.pt"
+        if args.resume:
+            self.restore(load_checkpoint(self.checkpoint))
+        else:
+            self.move_aside()
+            self.save_checkpoint()
 
-    def loop(self, **parts):
-        """Yield each step's number until --steps or Ctrl-C; save and resume `parts`, whose state it is."""
-        def stop(*_):
-            self.stopped = True  # Ctrl-C: training ends after this step
-        self.parts, self.losses, self.stopped = parts, [], False
-        if self.saved:
-            if self.saved["source"] != self.source:
-                raise OSError(f"{self.out} was trained on {self.saved['source']}, not on {self.source}")
-            self.step, self.seconds, self.curve = (self.saved[key] for key in ("step", "seconds", "curve"))
-            try:
-                for name, part in parts.items():
-                    state = self.saved["state"][name]
-                    if "last_epoch" in state:  # a schedule: its place; --steps may be new
-                        state = {"last_epoch": self.step, "_step_count": self.step + 1}
-                    if "param_groups" in state:  # an optimiser: its moments and rate; --lr may be new
-                        groups = zip(part.state_dict()["param_groups"], state["param_groups"])
-                        state["param_groups"] = [new | {"lr": old["lr"]} for new, old in groups]
-                    part.load_state_dict(state)
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise OSError(f"{self.out} does not fit these flags: leave the model's alone") from error
-        elif (self.out / "model.pt").exists():
-            aside = next(path for k in range(1, 10**6) if not (path := Path(f"{self.out}-{k}")).exists())
-            print(f"an earlier run is in {self.out}: it moves to {self.out.rename(aside)}", flush=True)
-        self.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made fails now
-        self.kept, self.begun = time.perf_counter(), time.perf_counter() - self.seconds
-        usual = signal.signal(signal.SIGINT, stop)
+    def restore(self, saved):
+        if saved["source"] != self.source:
+            raise OSError(f"{self.args.out} learnt from {saved['source']}, not {self.source}")
         try:
-            while self.step < self.steps and not self.stopped:
-                self.step += 1
-                torch.manual_seed((self.seed << 32) + self.step)  # a resumed run ends in the same weights
-                yield self.step
-        finally:
-            signal.signal(signal.SIGINT, usual)
-        print(f"{self.step:,} steps done{', --resume goes on' * self.stopped}; now evaluating", flush=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise OSError(f"{self.checkpoint} is of another script or other sizes") from error
+        for name in ("step", "seconds", "curve"):
+            setattr(self, name, saved[name])
+        self.args.steps = max(self.args.steps, self.step)
+        self.written = self.checkpoint.stat().st_mtime_ns
+
+    def move_aside(self):
+        """Move an earlier run's checkpoint, results and pictures to a folder of their own."""
+        if not self.checkpoint.exists():
+            return
+        aside = self.args.out / time.strftime("earlier-%Y%m%d-%H%M%S")
+        aside.mkdir()
+        for path in list(self.args.out.iterdir()):
+            if path.name in ("model.pt", "metrics.json") or path.suffix in (".png", ".gif", ".wav"):
+                path.rename(aside / path.name)
+        print(f"the earlier run is now in {str(aside)!a}", flush=True)
+
+    def steps(self):
+        """Yield the number of each step to come, up to --steps."""
+        self.started = time.time() - self.seconds
+        self.printed = time.time() - 5  # the first status line comes after five seconds
+        while self.step < self.args.steps:
+            self.step += 1
+            torch.manual_seed(self.args.seed * 10**9 + self.step)  # a resumed run draws the same
+            yield self.step
 
     def log(self, loss):
-        """Note the loss. True every 20 s and at the end, after a status line: it is time to save."""
-        self.losses.append(loss.item())
-        if not math.isfinite(self.losses[-1]):
-            raise FloatingPointError(f"loss not finite at step {self.step}: lower --lr; {Run.last_save}")
-        self.now = time.perf_counter()
-        if self.now - self.kept < self.pause and self.step < self.steps and not self.stopped:
-            return False
-        self.seconds, recent = self.now - self.begun, self.losses[-100:]
-        rate, left = self.step * self.batch_size / self.seconds, self.seconds * (self.steps / self.step - 1)
-        print(f"step {self.step:,}/{self.steps:,}  {LOSS} {sum(recent) / len(recent):.4f}  {rate:,.0f} "
-              f"{ITEMS}/s  {round(left) // 60} min {round(left) % 60:02} s left", flush=True)
-        torch.manual_seed(0)  # what is measured and drawn on the way has the same noise each time
-        return True
+        """Note the loss of a step; every ten seconds, print a status line."""
+        self.losses.append(loss.detach())  # .item() would make a GPU wait at every step
+        if time.time() > self.printed + 10:
+            self.printed = time.time()
+            recent = torch.stack(self.losses[-100:]).mean().item()
+            self.require_finite(recent)
+            left = (self.printed - self.started) * (self.args.steps / self.step - 1) / 60
+            print(f"step {self.step:,}  loss {recent:.4g}  {left:.1f} min left", flush=True)
 
-    def save(self, validation, samples, **more):
-        """Write model.pt and samples.png; add a point to the curve, with `more` numbers of your own."""
-        if not math.isfinite(validation):
-            raise FloatingPointError(f"not finite after step {self.step}: lower --lr; {Run.last_save}")
-        self.curve.append({"step": self.step, "training": sum(self.losses) / len(self.losses),
-                           "validation": validation, **more})
-        saved = {name: getattr(self, name) for name in ("settings", "source", "step", "seconds", "curve")}
-        saved |= {"name": NAME, "state": {name: part.state_dict() for name, part in self.parts.items()}}
-        torch.save(saved, blob := io.BytesIO())
-        (part := self.out / "model.pt.part").write_bytes(blob.getvalue())
-        part.replace(self.out / "model.pt")  # whole or not at all
-        Run.last_save = f"step {self.step:,} is saved in {self.out}"
-        self.picture("samples.png", samples)
-        self.losses, self.kept = [], time.perf_counter()
-        self.pause = max(20, self.seconds / 20, 15 * (self.kept - self.now))  # saving: a 16th of the time
+    def require_finite(self, loss):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {self.step:,} is {loss}: try a lower --lr")
 
-    def picture(self, name, *figures):
-        """Write a figure as .png, or several as the frames of a .gif."""
-        pages = []
-        for figure in figures:
-            figure.supxlabel(f"data: {self.source}", x=0.005, ha="left", size=6, color="gray")
-            figure.savefig(page := io.BytesIO(), dpi=120)
-            pages.append(Image.open(page).convert("P" if name.endswith("gif") else "RGB"))
-        pages[0].save(self.out / name, save_all=len(pages) > 1, append_images=pages[1:], loop=0, duration=200)
+    def save(self, validation):
+        """Add a point to the learning curve and write a checkpoint."""
+        training = torch.stack(self.losses).mean().item()
+        self.require_finite(training + validation)
+        print(f"step {self.step:,}: loss {training:.4g}, validation {validation:.4g}", flush=True)
+        if self.checkpoint.exists() and self.checkpoint.stat().st_mtime_ns != self.written:
+            raise OSError(f"another run has changed {self.checkpoint}: give each its own --out")
+        self.curve.append({"step": self.step, "training": training, "validation": validation})
+        self.losses = []
+        self.seconds = time.time() - self.started
+        self.save_checkpoint()
+
+    def save_checkpoint(self):
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        content = io.BytesIO()
+        torch.save(self.record() | states, content)
+        write(self.checkpoint, content.getvalue())
+        self.written = self.checkpoint.stat().st_mtime_ns
+
+    def record(self):
+        """What model.pt and metrics.json both say about the run."""
+        flags = vars(self.args).copy()
+        for name in ("device", "out", "resume"):
+            del flags[name]
+        record = {"flags": flags, "torch": str(torch.__version__)}
+        for name in ("source", "where", "step", "seconds", "curve"):
+            record[name] = getattr(self, name)
+        return record
 
     def report(self, results):
-        """Print the results and write metrics.json, then draw curve.png; pictures may follow."""
-        for name, value in (self.baselines | results).items():
-            print(f"{name}: {value:,.4f}" if isinstance(value, float) else f"{name}: {value:,}", flush=True)
-        gpu, where = self.device == "cuda", f"{self.device.upper()}, {torch.get_num_threads()} threads"
-        metrics = {name: getattr(self, name) for name in ("baselines", "settings", "source", "step", "curve")}
-        metrics |= {"script": NAME, "results": results, "seconds of training": self.seconds,
-                    "device": torch.cuda.get_device_name() if gpu else where, "torch": torch.__version__}
-        (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-        ax = Figure(figsize=(6, 4), layout="constrained").subplots()
-        ax.plot([p["step"] for p in self.curve], [(p["training"], p["validation"]) for p in self.curve], "o-")
-        ax.set(title=f"{NAME}.py: training (blue) and validation", xlabel="step", ylabel=LOSS)
-        self.picture("curve.png", ax.figure)
+        """Print the results; write them to metrics.json, and the learning curve to curve.png."""
+        for name, value in results.items():
+            print(f"{name}: {value:.4g}", flush=True)
+            results[name] = value if math.isfinite(value) else None  # JSON knows no NaN
+        metrics = {"results": results} | self.record()
+        write(self.args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
+        axes = Figure(layout="constrained").subplots()
+        steps = [point["step"] for point in self.curve]
+        for name in ("training", "validation"):
+            axes.plot(steps, [point[name] for point in self.curve], "o-", label=name)
+        axes.set(xlabel="step", ylabel=self.loss_name, title="learning curve")
+        axes.legend()
+        self.picture("curve.png", axes.figure)
+
+    def picture(self, name, *figures):
+        """Write one figure as a PNG, or several as the pages of a GIF."""
+        pages = []
+        for figure in figures:
+            figure.supxlabel(f"data: {self.source}", size="x-small", parse_math=False)
+            page = io.BytesIO()
+            figure.savefig(page, dpi=100)
+            pages.append(Image.open(page).convert("RGB"))
+        file = io.BytesIO()
+        pages[0].save(file, name[-3:], save_all=True, append_images=pages[1:], duration=150, loop=0)
+        write(self.args.out / name, file.getvalue())
+
 
 if __name__ == "__main__":
     try:
         main()
     except (OSError, FloatingPointError) as error:
-        sys.exit(print(f"{NAME}.py: {error}", file=sys.stderr) or 2)
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(print(f"\n{NAME}.py: stopped; {Run.last_save}", file=sys.stderr) or 130)
+        sys.exit("stopped; --resume goes on, --resume --steps 0 evaluates the last checkpoint")

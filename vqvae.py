@@ -255,10 +255,10 @@ def evaluate(run, model, x, y):
     run.picture("codes.png", grid(torch.cat(images[len(morph):]), "a 3, a code a row redrawn", "", " " * 10))
 
 # %% Notes
-# Differs from the paper: the networks of vae.py, so that `diff vae.py vqvae.py` shows the idea; 16 codes of
-# the whole digit for codes of places; an LSTM as prior, learned with the codebook; a likelihood of binary
-# pixels, drawn apart from the encoder's; one cycle of the learning rate. A larger codebook learns more
-# slowly: −ELBO of drafts 102.1 nats with K = 8 after 2,400 steps; after 3,200 103.5 with 64, 109.4 with 256.
+# Differs from the paper: networks of two hidden layers, as in vae.py; 16 codes of the whole digit for codes
+# of places; an LSTM as prior, learned with the codebook; a likelihood of binary pixels, drawn apart from
+# the encoder's; one cycle of the learning rate. A larger codebook learns more slowly: −ELBO of drafts 102.1
+# nats with K = 8 after 2,400 steps; after 3,200 103.5 with 64, 109.4 with 256.
 #
 # Things to break:
 # 1. In `terms`, put e = self.codebook.entry[z]: only commitment moves the encoder; log p(x | z, y) is lower.

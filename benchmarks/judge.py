@@ -1,14 +1,10 @@
 """The judge: a digit classifier, trained apart from every generative model, that reads what they draw.
 
-`python benchmarks/judge.py ddpm` loads out/ddpm/model.pt, draws 100 samples of each class and prints the
-share that the judge reads as the class asked for. With --unconditional N it also draws N samples of no class:
-which digits are they, and how much of the variety of real digits do they cover (precision and recall in
-the judge's features)? What it says is kept in benchmarks/results/judge-cpu.json. The judge is a small
-convolutional network, trained once on the first 55,000 training digits (shifted by up to two pixels)
-and kept in out/judge/model.pt.
+`python benchmarks/judge.py ddpm` loads out/ddpm/model.pt, draws 100 samples of each class and prints the share that the
+judge reads as the class asked for. The judge is a small convolutional network, trained once on the first 55,000
+training digits (shifted by up to two pixels) and kept in out/judge/model.pt.
 """
 import argparse
-import functools
 import importlib
 import json
 import sys
@@ -87,20 +83,28 @@ def judge_for(device="cpu", folder=ROOT / "out" / "judge"):
     return judge
 
 
-@torch.no_grad()
-def precision_recall(judge, real, fake, k=3):
-    """Share of fakes that lie in the manifold of the reals, and of reals in that of the fakes.
+def sampler(name, path, device="cpu", plain=False, **how):
+    """A saved image model, and a function that draws an image in [0, 1] for each class in y (B,), int64.
 
-    A manifold is a union of balls around each image's features, as wide as to its k-th neighbour
-    (Kynkäänniemi et al. 2019, arXiv:1904.06991, eqs. 1 and 2). Images (N, 1, 28, 28) in [0, 1], as many of both.
+    It draws as the chapter does by default, or with what is in `how`, such as temperature=0.7; `plain` takes
+    `model.sample` also where ddpm.py has a faster sampler.
     """
-    a, b = (torch.cat([judge.features(part) for part in x.split(1000)]) for x in (real, fake))
+    module = importlib.import_module(name)
+    model = module.load(path, device)
+    if hasattr(module, "SETTINGS"):  # the older frame: as many images as asked for, of classes y
+        return model, lambda y: model.sample(len(y), y, **how)
+    if name == "ddpm" and not plain:
+        return model, lambda y: module.ddim_sample(model, y, **how)
+    return model, model.sample
 
-    def covered(points, centres):
-        radius = torch.cdist(centres, centres).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
-        return (torch.cdist(points, centres) <= radius).any(1).float().mean().item()
 
-    return covered(b, a), covered(a, b)
+def metrics_of(path):
+    """A metrics.json, or a copy of it: results, flags, source, where, torch, step, seconds, curve."""
+    metrics = json.loads(Path(path).read_text(encoding="utf-8"))
+    if "settings" in metrics:  # the older frame
+        metrics |= {"flags": metrics["settings"], "seconds": metrics["seconds of training"],
+                    "where": metrics["device"]}
+    return metrics
 
 
 def frechet(a, b):
@@ -116,37 +120,18 @@ def main(argv=None):
     parser.add_argument("script", help="a chapter's name, such as ddpm")
     parser.add_argument("--model", help="its saved run (out/<script>/model.pt)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--unconditional", type=int, default=0, help="samples of no class to compare (0)")
     args = parser.parse_args(argv)
-    said = {}
     judge = judge_for(args.device)
-    path = args.model or ROOT / "out" / args.script / "model.pt"
-    module = importlib.import_module(args.script)
-    model = module.load(path, args.device)
-    draw = functools.partial(module.ddim_sample, model) if args.script == "ddpm" else model.sample
+    _, draw = sampler(args.script, args.model or ROOT / "out" / args.script / "model.pt", args.device)
     y = torch.arange(10, device=args.device).repeat_interleave(100)
     torch.manual_seed(0)
     start = time.time()
-    samples = draw(len(y), y)
+    samples = draw(y)
     seconds = time.time() - start
     right = (read(judge, samples) == y).view(10, 100).float().mean(1)
-    said["class accuracy"] = right.mean().item()
     print(f"{args.script}: the judge reads {100 * right.mean():.1f} % of 1,000 samples as the class asked for")
     print(f"by class: {' '.join(f'{c}:{100 * r:.0f}' for c, r in enumerate(right.tolist()))}")
     print(f"drawn in {seconds:.1f} s ({len(y) / seconds:.0f} a second)")
-    if args.unconditional:
-        _, labels, real, _, _ = mnist("never")
-        samples, real = draw(args.unconditional), real[:args.unconditional].to(args.device) / 255
-        share = read(judge, samples).bincount(minlength=10).cpu() / len(samples)
-        ratio = share / (labels[:55000].bincount(minlength=10) / 55000)
-        print(f"unconditional, shares against training digits: {' '.join(f'{r:.2f}' for r in ratio.tolist())}")
-        precision, recall = precision_recall(judge, real, samples)
-        said |= {"shares, unconditional": ratio.tolist(), "precision": precision, "recall": recall}
-        print(f"{len(real):,} test digits and as many samples: precision {precision:.3f}, recall {recall:.3f}")
-    results = ROOT / "benchmarks" / "results" / "judge-cpu.json"
-    known = json.loads(results.read_text()) if results.exists() else {}
-    known[f"python benchmarks/judge.py {' '.join(argv or sys.argv[1:])}"] = said
-    results.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 `python benchmarks/judge_variations.py` collects the saved runs in out/ (of the names given, or all; says which are
 missing) into benchmarks/results/NAME-cpu.json, lets the judge (judge.py) classify samples of those that draw digits,
-5,000 asked for in the classes of the validation digits and 1,000 unconditional, as compare.py does with the chapters,
-and fills variations/README.md. A run is made by `python -m variations.NAME`; log.txt and run.json are there if
+5,000 asked for in the classes of the validation digits, as compare.py does with the chapters, and fills
+variations/README.md. A run is made by `python -m variations.NAME`; log.txt and run.json are there if
 benchmarks/meter.py made it. Samples that are probabilities of pixels are classified as they are.
 """
 import bz2
@@ -17,8 +17,8 @@ import time
 from functools import partial
 
 import torch
-from compare import RESULTS, Against, balance, binarise, share
-from judge import ROOT, judge_for, read
+from compare import RESULTS, Against, binarise, scores
+from judge import ROOT, judge_for
 from readme import collect
 
 import data
@@ -27,65 +27,40 @@ BEGIN, END = "<!-- table -->\n", "<!-- end -->"
 BINARY = ["rnn_pixels", "wavenet_pixels", "masked_diffusion"]
 
 
-def from_chapter(name, chapter, model):
-    """A variation that keeps its chapter's `load`: with the variation's class in the place of the chapter's."""
-    variation, module = (importlib.import_module(part) for part in (f"variations.{name}", chapter))
-    for key, value in model.items():
-        setattr(module, key, getattr(variation, value))
-    module.NAME = name
-    return module.load(ROOT / "out" / name / "model.pt"), variation
-
-
-def with_state(name, build, key="model"):
-    """A variation's model, built from its settings, with the saved weights."""
+def with_state(name, build):
+    """A variation's sampler of n images of classes y: its model, built from its settings, with the saved weights."""
     saved = torch.load(ROOT / "out" / name / "model.pt", weights_only=True)
     model = build(importlib.import_module(f"variations.{name.partition('-')[0]}"), saved["settings"])
-    model.load_state_dict(saved["state"][key])
-    return model.eval()
-
-
-def flow_matching():
-    model, variation = from_chapter("flow_matching", "ddpm", {"DDPM": "FlowMatching"})
-    return partial(variation.sample, model)
-
-
-def latent_diffusion():
-    model, variation = from_chapter(
-        "latent_diffusion", "ddpm", {"DDPM": "LatentDiffusion", "predict_x0": "predict_x0"})
-    return partial(variation.sample, model)
+    model.load_state_dict(saved["state"]["model"])
+    return model.eval().sample
 
 
 def masked_diffusion():
-    return from_chapter("masked_diffusion", "transformer_ar", {"Transformer": "MaskedDiffusion"})[0].sample
-
-
-def r3gan():
-    return from_chapter("r3gan", "gan", {})[0].sample
+    variation, chapter = (importlib.import_module(part) for part in ("variations.masked_diffusion", "transformer_ar"))
+    chapter.Transformer, chapter.NAME = variation.MaskedDiffusion, "masked_diffusion"  # for the chapter's `load`
+    return chapter.load(ROOT / "out" / "masked_diffusion" / "model.pt").sample
 
 
 def pixelcnn_pp(name="pixelcnn_pp"):
-    return with_state(name, lambda v, s: v.GreyPixelCNN(s["channels"], s["layers"], True, s["levels"])).sample
+    return with_state(name, lambda v, s: v.GreyPixelCNN(s["channels"], s["layers"], True, s["levels"]))
 
 
 def rnn_pixels():
-    return with_state("rnn_pixels", lambda v, s: v.PixelRNN(s["hidden"], s["layers"])).sample
+    return with_state("rnn_pixels", lambda v, s: v.PixelRNN(s["hidden"], s["layers"]))
 
 
 def wavenet_pixels():
-    return with_state("wavenet_pixels", lambda v, s: v.PixelWaveNet(s["channels"], s["layers"])).sample
+    return with_state("wavenet_pixels", lambda v, s: v.PixelWaveNet(s["channels"], s["layers"]))
 
 
 def fsq():
-    return with_state("fsq", lambda v, s: v.FSQVAE(s["hidden"], s["codes"], v.read_levels(s["levels"]))).sample
+    return with_state("fsq", lambda v, s: v.FSQVAE(s["hidden"], s["codes"], v.read_levels(s["levels"])))
 
 
-SAMPLERS = {f.__name__: f for f in (
-    flow_matching, latent_diffusion, masked_diffusion, r3gan, pixelcnn_pp, rnn_pixels, wavenet_pixels, fsq)}
+SAMPLERS = {f.__name__: f for f in (masked_diffusion, pixelcnn_pp, rnn_pixels, wavenet_pixels, fsq)}
 SAMPLERS["pixelcnn_pp-softmax"] = partial(pixelcnn_pp, "pixelcnn_pp-softmax")  # a run with --levels softmax
 
 IDEAS = {
-    "flow_matching": "straight lines and a differential equation for the noising chain",
-    "latent_diffusion": "diffusion in the latent space of a VAE",
     "masked_diffusion": "tokens appear in any order, many at once",
     "pixelcnn_pp": "8-bit grey levels by a mixture of logistics",
     "rnn_pixels": "an LSTM reads and draws pixels",
@@ -93,10 +68,7 @@ IDEAS = {
     "transformer_text": "characters for patches",
     "compression": "arithmetic coding of any text file",
     "moons": "points in the plane, where the density can be drawn",
-    "fsq": "rounded numbers for the codebook",
-    "r3gan": "a relativistic loss with gradient penalties",
-    "semi_supervised": "100 labels, the other digits without",
-    "editing": "inpainting, and interpolation between real digits, by a trained model"}
+    "fsq": "rounded numbers for the codebook"}
 
 
 def table():
@@ -134,27 +106,24 @@ def compression():
 
 @torch.no_grad()
 def judged(draw, name, judge, digits):
-    """The judge's class accuracy and Fréchet distance of samples asked for, the class balance of those that are not."""
+    """The judge's class accuracy and Fréchet distance of samples asked for."""
     torch.manual_seed(0)
     begun = time.perf_counter()
     x = torch.cat([draw(len(y), y) for y in digits["asked"].split(500)])
     seconds = (time.perf_counter() - begun) / len(x) * 1000
-    free = torch.cat([draw(500) for _ in range(2)])
-    x, free = (binarise(v, 2) if name in BINARY else v for v in (x, free))
-    real = digits["binary" if name in BINARY else "grey"]
-    return {"class accuracy": share(read(judge, x) == digits["asked"]),
-            "Frechet distance": real.scores(x)["Frechet distance"], "class balance": balance(judge, free, digits),
-            "samples": len(x), "seconds for 1,000 samples": seconds, "threads": torch.get_num_threads()}
+    x = binarise(x, 2) if name in BINARY else x
+    said = scores(x, digits["asked"], judge, digits["binary" if name in BINARY else "grey"])
+    return {key: said[key] for key in ("class accuracy", "Frechet distance")} | {
+        "samples": len(x), "seconds for 1,000 samples": seconds, "threads": torch.get_num_threads()}
 
 
 def main(names):
     path = RESULTS / "variations-cpu.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     judge = judge_for()
-    _, labels, test, test_labels, _ = data.mnist("never")
+    _, labels, test, _, _ = data.mnist("never")
     digits = {"asked": labels[55000:], "grey": Against(judge, test / 255),
-              "binary": Against(judge, binarise(test / 255, 1)),
-              "shares": test_labels.bincount(minlength=10) / len(test_labels)}
+              "binary": Against(judge, binarise(test / 255, 1))}
     for name in names or {**IDEAS, **SAMPLERS}:
         if name == "compression":
             (RESULTS / "compression-cpu.json").write_text(json.dumps(compression(), indent=1) + "\n")

@@ -8,6 +8,7 @@ The numbers of each run go to benchmarks/results/NAME-cpu.json, its log to NAME-
 its pictures to assets/, and the tables into the pages between their marks. What no run is there for stays as it was.
 """
 import argparse
+import importlib
 import json
 import shutil
 import subprocess
@@ -16,8 +17,8 @@ import sys
 import compare
 import torch
 import torch.nn.functional as F
-from compare import RESULTS
-from judge import ROOT
+from compare import RESULTS, kept
+from judge import ROOT, metrics_of, sampler
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
@@ -28,7 +29,7 @@ PICTURES = {  # in assets/: where it comes from, in out/
     "made_completion.png": "made/completion.png", "char_rnn_surprise.png": "char_rnn/surprise.png",
     "wavenet_predictions.png": "wavenet/predictions.png", "pixelcnn_blind_spot.png": "pixelcnn/blind_spot.png",
     "gated_pixelcnn_blind_spot.png": "gated_pixelcnn/blind_spot.png",
-    "transformer_ar_attention.png": "transformer_ar/attention.png", "vae_style.png": "vae/style.png",
+    "transformer_ar_attention.png": "transformer_ar/attention.png", "vae_style.png": "vae/styles.png",
     "vqvae_codes.png": "vqvae/codes.png", "gan_samples.png": "gan/samples.png",
     "realnvp_temperature.png": "realnvp/temperature.png", "denoising.gif": "ddpm/denoising.gif",
     "ebm_inpainting.png": "ebm/inpainting.png",
@@ -65,18 +66,18 @@ MAP = {  # a chapter: its idea, p(x), latent, its picture in assets/, what is on
             "Lower halves of digits, inpainted by Langevin dynamics", "lower halves, inpainted"),
 }
 BINARY = {  # unconditional models of binary digits: key in metrics.json, and nats, epochs published, [G]
-    "made": ("test NLL, unconditional, nats", "84.87", "85"),
+    "made": ("NLL, nats", "84.87", "85"),
     "pixelcnn": ("test NLL, unconditional, nats", "81.45", "457"),
     "gated_pixelcnn": ("test NLL, unconditional, nats", "81.50", "457"),
     "transformer_ar": ("test NLL, unconditional, nats", "79.17 (ImageGPT)", "457"),
-    "vae": ("test -ELBO, unconditional, nats", "≤ 86.77", "457"),
+    "vae": ("-ELBO, nats", "≤ 86.77", "457"),
 }
 GREY = [  # models of 8-bit grey digits: run, what, its sign, key in metrics.json
     ("realnvp", "given the class, one draw of noise", "≤ ", "test NLL bound, conditional, bits/dim"),
     ("realnvp", "given the class, 8 importance samples", "≤ ", "every 10th digit: conditional, 8 importance samples"),
     ("realnvp", "null label, one draw of noise", "≤ ", "test NLL bound, unconditional, bits/dim"),
-    ("flow_matching", "null label, one draw of noise, every 51st digit", "≤ ", "test NLL, unconditional, bits/dim"),
-    ("ddpm", "null label", "≤ ", "test NLL bound, unconditional, bits/dim"),
+    ("ddpm", "given the class", "≤ ", "bound, bits/dim"),
+    ("ddpm-unconditional", "`--classes 1`", "≤ ", "bound, bits/dim"),
     ("pixelcnn_pp-softmax", "softmax, given the class, exact", "", "test NLL, conditional, bits/dim"),
     ("pixelcnn_pp-softmax", "softmax, null label, exact", "", "test NLL, unconditional, bits/dim"),
 ]
@@ -93,7 +94,7 @@ def collect(name):
     """Copies of a run's numbers and log where they are kept."""
     out = ROOT / "out" / name
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    kind = "cpu" if metrics["device"].startswith("CPU") else "gpu"
+    kind = "cpu" if "cpu, " in metrics_of(out / "metrics.json")["where"].lower() else "gpu"
     run = out / "run.json"
     metrics["run"] = json.loads(run.read_text()) if run.exists() else {}
     (RESULTS / f"{name}-{kind}.json").write_text(json.dumps(metrics, indent=1) + "\n")
@@ -108,7 +109,10 @@ def gallery():
     fig, width, height = Figure(figsize=(12, 6.2)), 0.316, 0.1835  # a panel has the shape of 10 by 3 digits
     for k, name in enumerate(ORDER):
         torch.manual_seed(0)
-        model, draw = compare.sampler(name)
+        if name in compare.IMAGES:
+            _, draw = sampler(name, ROOT / "out" / name / "model.pt")
+        else:
+            model = importlib.import_module(name).load(ROOT / "out" / name / "model.pt")
         left, low = 0.009 + k % 3 * 0.333, 0.76 - k // 3 * 0.25
         fig.text(left, low + height + 0.014, f"{name}.py", family="monospace", weight="bold", size=11)
         fig.text(left + width, low + height + 0.014, kinds.get(name, "binary"), color="gray", size=9, ha="right")
@@ -127,7 +131,7 @@ def gallery():
             text = [line[:56] for line in model.spell(model.sample(1)[0]).strip().split("\n")]
             ax.text(0, 1, "\n".join(text[:9]), va="top", size=8, family="monospace", linespacing=1.25)
         else:
-            x = draw(30, torch.arange(30) % 10).view(3, 10, 28, 28).transpose(1, 2).reshape(84, 280)
+            x = draw(torch.arange(30) % 10).view(3, 10, 28, 28).transpose(1, 2).reshape(84, 280)
             ax.imshow(x, cmap="gray_r", vmin=0, vmax=1, aspect="auto")
     return fig
 
@@ -187,18 +191,13 @@ def sampling_table():
     return "\n".join(lines) + "\n"
 
 
-def known_run(name):
-    path = RESULTS / f"{name}-cpu.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
 def published_table():
     """Unconditional models of binary digits, here and published."""
-    lines = ["| `--label-dropout 1` | nats | epochs | published, nats | epochs |", "|" + "---|" * 5]
+    lines = ["| without classes | nats | epochs | published, nats | epochs |", "|" + "---|" * 5]
     for name, (key, published, epochs) in BINARY.items():
         cells = ["not yet measured", "–"]
-        if run := known_run(f"{name}-unconditional"):
-            s = run["settings"]
+        if run := kept(f"{name}-unconditional"):
+            s = run["flags"]
             sign = "≤ " if "ELBO" in key else ""
             cells = [f"{sign}{run['results'][key]:.2f}", f"{s['steps'] * s['batch_size'] / 55000:.1f}"]
         lines.append(f"| [{name}.py]({name}.py) | {' | '.join(cells)} | {published} | {epochs} |")
@@ -209,8 +208,9 @@ def grey_table():
     """8-bit grey digits in bits per dimension, here and published."""
     lines = ["| 8-bit grey digits | bits/dim | protocol |", "|---|---|---|"]
     for name, protocol, sign, key in GREY:
-        path = f"{name}.py" if name in ORDER else f"variations/{name.partition('-')[0]}.py"
-        run = known_run(name)
+        script = compare.chapter(name)
+        path = f"{script}.py" if script in ORDER else f"variations/{script}.py"
+        run = kept(name)
         figure = f"{sign}{run['results'][key]:.3f}" if run else "not yet measured"
         lines.append(f"| [{path}]({path}) | {figure} | {protocol} |")
     lines += [f"| {model} | {figure} | {protocol} |" for model, figure, protocol in PUBLISHED_GREY]
@@ -222,8 +222,9 @@ def map_table():
     lines = ["| | chapter | p(x) | latent | training | a picture of it |", "|" + "---|" * 6]
     for k, name in enumerate(ORDER, 1):
         idea, p, latent, picture, alt, caption = MAP[name]
-        run = json.loads((RESULTS / f"{name}-cpu.json").read_text())
-        time = f"{run['seconds of training'] / 60:.0f} min{' on two cores' * ('2 threads' in run['device'])}"
+        time = "not yet measured"
+        if run := kept(name):
+            time = f"{run['seconds'] / 60:.0f} min{' on two cores' * ('2 threads' in run['where'])}"
         lines.append(f"| {k} | [**{name}.py**]({name}.py) {idea} | {p} | {latent} | {time} | "
                      f"<img src=\"assets/{picture}\" width=\"300\" alt=\"{alt}\"><br>{caption} |")
     return "\n".join(lines) + "\n"
@@ -255,9 +256,8 @@ def main(argv=None):
         for file in ["sampling.py", "ear.py", "judge_variations.py"]:
             subprocess.run([sys.executable, f"benchmarks/{file}"], cwd=ROOT, check=True)
     import judge_variations as later  # which imports this file
-    commands = {name: compare.command(name) for name in [*ORDER, *compare.SEEDS]}
-    commands |= {f"{name}-unconditional": f"{name}.py --label-dropout 1 --out out/{name}-unconditional"
-                 for name in BINARY}
+    alone = [f"{name}-unconditional" for name in compare.UNCONDITIONAL]
+    commands = {name: compare.command(name) for name in [*ORDER, *compare.SEEDS, *alone]}
     commands |= {name: f"-m variations.{name}" for name in later.IDEAS if name != "compression"}
     longer = "-m variations.pixelcnn_pp --steps 14000 --batch-size 8 --out out/pixelcnn_pp"
     commands |= {"pixelcnn_pp-14000": f"{longer}-14000", "pixelcnn_pp-softmax": f"{longer}-softmax --levels softmax"}

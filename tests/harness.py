@@ -1,4 +1,4 @@
-"""What tests of whole runs share: tiny flags of each chapter, data to run on, a chapter started as a user would."""
+"""What tests of whole runs share: tiny flags of the chapters in the old frame, data, a chapter started as a user would."""
 import functools
 import gzip
 import io
@@ -20,15 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and limits")
 TINY = {
     "char_rnn": "--steps 3 --batch-size 8 --hidden 16 --length 16",
-    "ddpm": "--steps 3 --batch-size 8 --channels 8 --timesteps 12 --sampling-steps 2",
     "ebm": "--steps 3 --batch-size 8 --channels 4 --langevin-steps 2 --sample-steps 3 --buffer 64",
-    "gan": "--steps 3 --batch-size 8 --channels 4 --latent-dim 8",
     "gated_pixelcnn": "--steps 3 --batch-size 8 --channels 4 --layers 1",
-    "made": "--steps 3 --batch-size 8 --hidden 32 --orderings 1",
     "pixelcnn": "--steps 3 --batch-size 8 --channels 4 --layers 1",
     "realnvp": "--steps 3 --batch-size 8 --channels 4 --couplings 2",
     "transformer_ar": "--steps 3 --batch-size 8 --width 16 --layers 1 --heads 2",
-    "vae": "--steps 3 --batch-size 8 --hidden 16 --latent-dim 4",
     "vqvae": "--steps 3 --batch-size 8 --hidden 16 --codes 4 --entries 8 --code-dim 4",
     "wavenet": "--steps 3 --batch-size 8 --channels 8 --layers 3 --duration 0.02",
 }

@@ -1,268 +1,307 @@
-"""DDPM against closed forms: on Gaussian data the optimal denoiser is known, and with it every term of the bound."""
+"""DDPM: q step by step, Bayes' rule on a grid, samplers and bound where the best guess is known."""
+
+import functools
 import math
 
 import pytest
 import torch
-from torch import nn
+from chapters import TINY, check_samples, digits, edited, short_run
+from torch.distributions import Normal, kl_divergence
 
 import ddpm
 
-MU, S2 = 0.1, 0.03**2  # data N(MU, S2) in every pixel: narrow, so that clamping to [-1, 1] never acts
-FLAT = torch.full((256,), 1 / 256, dtype=torch.float64)  # a histogram
+BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)]).double().view(-1, 1, 1, 1)
+ALPHA_BAR = (1 - BETA).cumprod(0)  # for t = 0 to T, in float64
+NO_CLASS = torch.zeros(20_000, dtype=torch.long)
 
 
-class OptimalNet(nn.Module):
-    """ε̂ = E[ε | x_t] for that data, in place of the U-Net; it notes the times that it is asked for."""
+def oracle(guess, T=1000, classes=10):
+    """A DDPM that knows what there is to know: `guess` gives x̂_0 from x_t and ᾱ_t."""
+    torch.manual_seed(0)
+    model = ddpm.DDPM(8, T, classes)
+    model.calls = []
 
-    def __init__(self, model, s2):
-        super().__init__()
-        self.alpha_bar, self.s2, self.asked = model.alpha_bar, s2, []
+    def noise(x, t, y):
+        model.calls.append((t.tolist(), y.tolist()))
+        alpha_bar = model.alpha_bar[t]
+        return (x - alpha_bar.sqrt() * guess(x, alpha_bar)) / (1 - alpha_bar).sqrt()
 
-    def forward(self, x, t, y):
-        self.asked += t.tolist()
-        a = self.alpha_bar[t]
-        x0 = MU + a.sqrt() * self.s2 / (a * self.s2 + 1 - a) * (x - a.sqrt() * MU)  # E[x0 | x_t]
-        return (x - a.sqrt() * x0) / (1 - a).sqrt()
-
-
-def optimal(T=1000, s2=S2):
-    model = ddpm.DDPM(channels=8, timesteps=T)
-    beta = torch.cat([torch.zeros(1).double(), (torch.linspace(0.1, 20, T).double() / T).clamp(max=0.999)])
-    model.beta = beta.view(-1, 1, 1, 1)
-    model.alpha_bar = (1 - model.beta).cumprod(0)
-    model.net = OptimalNet(model, s2)
+    model.network.forward = noise
     return model
 
 
-def random_model(T=20):
+def some_digits(n=4):
+    return ddpm.to_pixels(digits()[0][:n])
+
+
+def close(ours, expected, rtol=0.0, atol=0.0):
+    torch.testing.assert_close(ours.double(), expected.double(), rtol=rtol, atol=atol)
+
+
+def test_noise_at_once_is_noise_step_by_step():
+    model, x0 = ddpm.DDPM(8), torch.tensor([-1.0, 0.3, 1.0]).view(3, 1, 1, 1)
+    mean, variance = x0.double(), torch.zeros(3, 1, 1, 1)
+    for t in range(1, 1001):
+        mean = (1 - BETA[t]).sqrt() * mean
+        variance = (1 - BETA[t]) * variance + BETA[t]
+        times = torch.full((3,), t)
+        close(model.add_noise(x0, times, 0 * x0), mean, rtol=1e-3)
+        close(model.add_noise(0 * x0, times, torch.ones_like(x0)) ** 2, variance, rtol=1e-3)
+    close(model.add_noise(x0, 0, torch.randn_like(x0)), x0)  # t = 0: the image
+
+
+def test_the_table_of_the_opening():
+    rows = [line.split() for line in ddpm.__doc__.splitlines()]
+    table = {
+        row[0]: [float(number) for number in row[1:6]]
+        for row in rows
+        if len(row) > 5 and row[0] in ("t", "√ᾱ_t", "√1−ᾱ_t")
+    }
+    alpha_bar = ALPHA_BAR[[int(t) for t in table["t"]]].flatten()
+    close(torch.tensor(table["√ᾱ_t"]), alpha_bar.sqrt(), atol=6e-4)
+    close(torch.tensor(table["√1−ᾱ_t"]), (1 - alpha_bar).sqrt(), atol=6e-4)
+
+
+@pytest.mark.parametrize("t", [2, 3, 40, 999])
+def test_the_right_step_back_is_bayes_rule(t):
+    x0, x_t = -0.7, torch.tensor(0.4).double()
+    before = torch.linspace(-6, 6, 200_001).double()  # x_{t−1}
+    forward = Normal((1 - BETA[t]).sqrt().flatten() * before, BETA[t].sqrt().flatten())
+    prior = Normal(ALPHA_BAR[t - 1].sqrt().item() * x0, (1 - ALPHA_BAR[t - 1]).sqrt().item())
+    p = (forward.log_prob(x_t) + prior.log_prob(before)).softmax(0)
+    mean = (p * before).sum()
+    ours = ddpm.DDPM(8).posterior(x_t, t, x0)
+    close(ours[0].squeeze(), mean, atol=2e-4)
+    close(ours[1].squeeze(), (p * (before - mean) ** 2).sum(), rtol=2e-3)
+
+
+def test_the_step_back_in_terms_of_noise_is_line_4_of_algorithm_2():
+    model, x0 = ddpm.DDPM(8), 0.9 * some_digits()
+    for t in (1, 2, 100, 600, 1000):
+        eps = torch.randn_like(x0)
+        x = model.add_noise(x0, t, eps)
+        guess = model.predict_x0(x, t, eps)
+        close(guess, x0, atol=1e-3)
+        line_4 = (x - BETA[t] / (1 - ALPHA_BAR[t]).sqrt() * eps) / (1 - BETA[t]).sqrt()
+        close(model.posterior(x, t, guess)[0], line_4, atol=5e-4)
+    assert model.predict_x0(x, 1000, -9 * x).abs().max() == 1  # never beyond black and white
+
+
+def test_training_asks_for_the_noise_at_each_t_from_1_to_T():
+    model, x0 = oracle(lambda x, alpha_bar: 0.3, T=5), torch.full((5000, 1, 2, 2), 0.3)
+    assert model.loss(x0, NO_CLASS[:5000]) < 1e-8  # who knows x_0 knows the noise
+    counts = torch.tensor(model.calls[0][0]).bincount()
+    assert len(counts) == 6 and counts[0] == 0 and counts[1:].min() > 850
+    wrong_by_1 = oracle(lambda x, alpha_bar: 0.3 + (1 / alpha_bar - 1).sqrt(), T=5)
+    assert wrong_by_1.loss(x0, NO_CLASS[:5000]).item() == pytest.approx(1, rel=1e-3)
+
+
+@torch.no_grad()
+def test_the_network_looks_at_time_and_class_image_by_image():
     torch.manual_seed(0)
-    model = ddpm.DDPM(channels=8, timesteps=T)
-    for p in model.net.parameters():
-        nn.init.normal_(p, std=0.1)
-    return model
+    network = ddpm.DDPM(8).network
+    for weights in network.parameters():
+        torch.nn.init.normal_(weights, std=0.1)
+    x, t, y = torch.randn(2, 1, 28, 28), torch.tensor([3, 900]), torch.tensor([1, 4])
+    noise = network(x, t, y)
+    for other in (network(x, t, torch.tensor([10, 4])), network(x, torch.tensor([30, 900]), y)):
+        assert (other[0] - noise[0]).abs().max() > 1e-4
+        close(other[1], noise[1], atol=1e-5)
 
 
-def gaussian_data(n, s2=S2):
-    return MU + math.sqrt(s2) * torch.randn(n, 1, 28, 28, dtype=torch.float64)
+def test_algorithm_2_draws_the_only_image_there_is():
+    image = some_digits(1)
+    model = oracle(lambda x, alpha_bar: image)
+    samples = model.sample(torch.arange(3))
+    assert model.calls == [([t] * 3, [0, 1, 2]) for t in range(1000, 1, -1)]
+    close(samples, (image.expand(3, -1, -1, -1) + 1) / 2, atol=0.03)
 
 
-def last(path):
-    return list(path)[-1][1]
+def test_algorithm_2_draws_gaussian_pixels_with_their_spread():
+    s2 = 0.2**2  # of x_0; then the mean of x_0 given x_t is linear in x_t
+    model = oracle(lambda x, a: a.sqrt() * s2 / (a * s2 + 1 - a) * x)
+    samples = 2 * model.sample(NO_CLASS[:20]) - 1
+    assert samples.mean().item() == pytest.approx(0, abs=0.01)
+    assert samples.std().item() == pytest.approx(0.2, rel=0.03)
 
 
-def test_the_chain_is_the_papers_and_ends_in_noise():
-    model = ddpm.DDPM()
-    assert torch.allclose(model.beta[1:].flatten(), torch.linspace(1e-4, 0.02, 1000))
-    assert model.alpha_bar[0] == 1 and model.alpha_bar[-1] < 1e-4 and len(model.alpha_bar) == 1001
-    for T in (10, 100, 4000):
-        assert ddpm.DDPM(timesteps=T).alpha_bar[-1] < 2e-3
-
-
-def test_q_sample_has_the_mean_and_variance_of_t_single_steps():
-    torch.manual_seed(0)
-    model = ddpm.DDPM(timesteps=20)
-    x = x0 = torch.full((200, 1, 28, 28), 0.7)
-    for t in range(1, 13):
-        x = (1 - model.beta[t]).sqrt() * x + model.beta[t].sqrt() * torch.randn_like(x)
-    jump = model.q_sample(x0, 12, torch.randn_like(x0))
-    assert x.mean().item() == pytest.approx(jump.mean().item(), abs=0.01)
-    assert x.var().item() == pytest.approx(jump.var().item(), abs=0.02)
-
-
-def test_the_loss_is_algorithm_1():
-    model, x0, y = random_model(), torch.rand(6, 1, 28, 28) * 2 - 1, torch.arange(6)
+@torch.no_grad()
+def test_the_last_step_and_L_0_are_bayes_rule_with_the_shares_of_grey_levels():
+    model = ddpm.DDPM(8)
+    model.histogram.copy_(torch.arange(1, 257) / 32_896)
+    x1 = torch.tensor([-1.02, -0.3, 0.5, 0.999]).view(1, 1, 2, 2)
+    for value, p in zip(x1.flatten().tolist(), model.last_step(x1).view(4, 256)):
+        weights = []
+        for k in range(256):
+            distance = value - ALPHA_BAR[1].sqrt().item() * (2 * k / 255 - 1)
+            weights.append((k + 1) * math.exp(-(distance**2) / (2 * BETA[1].item())))
+        close(p, torch.tensor(weights) / sum(weights), rtol=1e-2, atol=1e-6)
+    x0, levels = some_digits(), digits()[0][:4].long()
     torch.manual_seed(3)
-    loss = model.loss(x0, y)
+    ours = ddpm.L_0(model, x0)
     torch.manual_seed(3)
-    t, eps = torch.randint(1, 21, (6,)), torch.randn_like(x0)
-    a = model.alpha_bar[t]
-    by_hand = ((eps - model.net(a.sqrt() * x0 + (1 - a).sqrt() * eps, t, y)) ** 2).mean()
-    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    p = model.last_step(model.add_noise(x0, 1, torch.randn_like(x0)))
+    by_pixel = p.view(-1, 256)[torch.arange(4 * 784), levels.flatten()]
+    close(ours, -by_pixel.log().view(4, 784).sum(1), rtol=1e-4)
 
 
-def test_training_draws_every_time_from_1_to_T():
-    model = optimal(T=50)
-    for _ in range(3):
-        model.loss(gaussian_data(1000))
-    assert set(model.net.asked) == set(range(1, 51))
+@torch.no_grad()
+def test_L_T_and_L_between_are_the_kls_of_torch():
+    x0, t = 0.8 * some_digits(), torch.tensor([2, 5, 300, 1000])
+    model = oracle(lambda x, alpha_bar: x0 + 0.1)
+    q = Normal(ALPHA_BAR[1000].sqrt() * x0, (1 - ALPHA_BAR[1000]).sqrt())
+    close(ddpm.L_T(model, x0), kl_divergence(q, Normal(0.0, 1.0)).sum((1, 2, 3)), atol=2e-3)
+    torch.manual_seed(5)
+    ours = ddpm.L_between(model, x0, t, NO_CLASS[:4])
+    torch.manual_seed(5)
+    x = model.add_noise(x0, t, torch.randn_like(x0))
+    beta, before = BETA[t], ALPHA_BAR[t - 1]
+    precision = (1 - beta) / beta + 1 / (1 - before)  # of two Gaussians multiplied
+    steps = []
+    for image in (x0, x0 + 0.1):
+        pull = (1 - beta).sqrt() * x / beta + before.sqrt() * image / (1 - before)
+        steps.append(Normal(pull / precision, precision**-0.5))
+    close(ours, kl_divergence(*steps).sum((1, 2, 3)), rtol=5e-3, atol=1e-4)
+    knowing = oracle(lambda x, alpha_bar: x0)
+    assert ddpm.L_between(knowing, x0, t, NO_CLASS[:4]).max() < 0.02  # nothing to pay for
 
 
-def test_algorithm_2_with_the_optimal_denoiser_has_the_data_s_mean_and_variance():
-    model = optimal(s2=0.2**2)
+@torch.no_grad()
+def test_the_bound_is_on_average_the_sum_over_all_t():
+    model, n = oracle(lambda x, alpha_bar: 0.8 * x.clamp(-1, 1), T=7), 20_000
+    x0 = torch.full((n, 1, 2, 2), 0.6)
+    expected = 0.0
+    for t in range(2, 8):
+        expected += ddpm.L_between(model, x0, torch.full((n,), t), NO_CLASS).mean()
+    between = ddpm.bound(model, x0, NO_CLASS)[1]
+    assert (between.mean() - expected).abs() < 6 * between.std() / n**0.5
+
+
+def test_the_bound_of_coin_flips_is_hardly_above_their_entropy():
+    """A coin makes each pixel dark or light; the mean of x_0 = ±a given x_t is a·tanh(…)."""
+    a, n = 63 / 255, 2000  # grey levels 96 and 159
+    model = oracle(lambda x, alpha_bar: a * torch.tanh(a * alpha_bar.sqrt() * x / (1 - alpha_bar)))
+    model.histogram.fill_(1e-9)
+    model.histogram[[96, 159]] = 0.5
+    x0 = a * (2 * torch.rand(n, 1, 6, 6).round() - 1)
+    nats = ddpm.bound(model, x0, NO_CLASS[:n]).sum(0)
+    exact, error = 36 * math.log(2), nats.std().item() / n**0.5
+    assert exact - 4 * error < nats.mean().item() < 1.03 * exact + 4 * error
+
+
+def test_ddim_walks_straight_to_the_only_image_there_is():
+    image = some_digits(1)
+    model = oracle(lambda x, alpha_bar: image)
+    for steps in (1, 12, 1000):
+        x_T = torch.randn(2, 1, 28, 28)
+        walk = list(ddpm.ddim(model, x_T, NO_CLASS[:2], steps, w=1))
+        times = [t for t, _, _ in walk]
+        assert times == sorted(set(times), reverse=True) and (times[0], times[-1]) == (1000, 0)
+        assert len(walk) == steps + 1 or steps == 1000
+        eps = model.network(x_T, torch.full((2,), 1000), NO_CLASS[:2])
+        for t, x, _ in walk:  # all on one line: the same noise, ever less of it
+            close(x, model.add_noise(image, t, eps), atol=2e-3)
+        close(walk[-1][1], image.expand(2, -1, -1, -1), atol=1e-4)
+
+
+@torch.no_grad()
+def test_ddim_samples_are_guided_by_default():
+    y, flags = torch.tensor([2, 5]), ddpm.parse_flags([])
+    model = oracle(lambda x, alpha_bar: 0.0)
+    samples = ddpm.ddim_sample(model, y)
+    assert samples.shape == (2, 1, 28, 28) and (samples - 0.5).abs().max() < 1e-4
+    asked = [labels for _, labels in model.calls]
+    assert asked == [[2, 5], [10, 10]] * flags.sampling_steps and flags.guidance > 1
+
+
+@torch.no_grad()
+def test_guidance_goes_from_the_label_free_noise_through_the_labelled():
+    model, x, y = ddpm.DDPM(8), torch.randn(3, 1, 28, 28), torch.tensor([0, 4, 9])
+    noises = torch.randn(11, 1, 28, 28)  # one for each label; 10: no class given
+    model.network.forward = lambda x, t, y: noises[y]
+    for w, share in ((1, 1.0), (0, 0.0), (1.6, 1.6)):
+        expected = share * noises[y] + (1 - share) * noises[10]
+        close(ddpm.guided_noise(model, x, 500, y, w), expected, atol=1e-5)
+    alike = oracle(lambda x, alpha_bar: 0.0, classes=1)
+    ddpm.guided_noise(alike, x, 500, NO_CLASS[:3], 3.0)
+    assert alike.calls == [([500] * 3, [0] * 3)]  # one class: nothing to guide by
+
+
+@pytest.mark.parametrize(
+    ("more", "withheld"),
+    [
+        ("", 0.1),
+        ("--label-dropout 1", 1.0),
+        ("--label-dropout 0", 0.0),
+        ("--classes 1 --label-dropout 1", 0.0),
+    ],
+)
+def test_labels_are_withheld_in_training(monkeypatch, more, withheld):
+    seen, loss = [], ddpm.DDPM.loss
+    monkeypatch.setattr(
+        ddpm.DDPM, "loss", lambda model, x0, y: seen.append(y) or loss(model, x0, y)
+    )
+    model, _ = short_run(ddpm, f"{TINY['ddpm']} --steps 2 --batch-size 300 {more}")
+    share = (torch.cat(seen[:2]) == model.classes).float().mean().item()
+    assert share == pytest.approx(withheld, abs=0.04 if withheld == 0.1 else 0)
+
+
+def test_averaged_weights_follow_slowly():
+    average, model = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    before = average.weight - model.weight
+    for _ in range(7):
+        ddpm.update_average(average, model, window=10)
+    close(average.weight - model.weight, 0.9**7 * before, rtol=1e-4)
+    ddpm.update_average(average, model, window=0.5)  # a run of fewer than ten steps
+    close(average.weight, model.weight, atol=1e-6)
+
+
+def test_a_saved_model_samples_and_knows_the_shares_of_grey_levels():
+    model, saved = short_run(ddpm, TINY["ddpm"])
+    x = digits()[0]
+    counts = x[: len(x) * 11 // 12].flatten().bincount(minlength=256) + 1
+    close(model.histogram, counts / counts.sum(), rtol=1e-5)
+    for name, weights in model.state_dict().items():
+        assert torch.equal(weights, saved["average"][name])
+    check_samples(model)
+
+
+FLAGS = "--steps 150 --batch-size 32 --channels 8 --timesteps 200 --save-every 50"
+
+
+@functools.cache
+def intact():
+    return short_run(ddpm, FLAGS)
+
+
+def terms(module, model):
+    """L_T, the sum of L_1 to L_{T−1}, and L_0: nats, means over test digits."""
     torch.manual_seed(0)
-    x = 2 * model.sample(16) - 1
-    assert model.net.asked[::16] == list(range(1000, 0, -1))
-    assert x.mean().item() == pytest.approx(MU, abs=0.01) and x.std().item() == pytest.approx(0.2, rel=0.04)
+    _, _, x, y = digits()
+    return module.bound(model, ddpm.to_pixels(x[:200]), y[:200]).mean(1)
 
 
-@pytest.mark.parametrize("T", [1, 60])
-def test_algorithm_2_adds_noise_after_every_step_but_the_last(T):
-    model = random_model(T)
-    torch.manual_seed(1)
-    sample = model.sample(2, 3)
-    torch.manual_seed(1)
-    x = torch.randn(2, 1, 28, 28)
-    for t in range(T, 0, -1):
-        mean = x - model.beta[t] / (1 - model.alpha_bar[t]).sqrt() * model.eps(x, t, 3).detach()
-        x = mean / (1 - model.beta[t]).sqrt()
-        if t > 1:
-            x = x + model.beta[t].sqrt() * torch.randn(2, 1, 28, 28)
-    assert torch.allclose(sample, (x.clamp(-1, 1) + 1) / 2, atol=1e-5)
-    assert ((sample > 0) & (sample < 1)).float().mean() > 0.1  # where the clamp does not act
+@pytest.mark.slow
+def test_break_a_chain_that_ends_too_early():
+    early = edited(
+        "ddpm", ("torch.linspace(0.1, 20, timesteps)", "torch.linspace(0.1, 2, timesteps)")
+    )
+    broken, _ = short_run(early, FLAGS)
+    assert broken.alpha_bar[-1] > 0.3  # of x_0's variance, a third is left at the end
+    assert terms(early, broken)[0] > 100 and terms(ddpm, intact()[0])[0] < 0.1
 
 
-@pytest.mark.parametrize("t", [2, 3, 10, 100, 500, 1000])
-def test_bound_terms_of_the_optimal_denoiser_are_the_closed_form(t, monkeypatch):
-    """L_{t−1} = (coefficient of x̂0)² · Var(x0 | x_t) / (2 β̃_t) a pixel, since x̂0 = E[x0 | x_t]; T − 1 of them."""
-    torch.manual_seed(t)
-    model, x0 = optimal(), gaussian_data(400)
-    a, b = model.alpha_bar[t].item(), model.alpha_bar[t - 1].item()
-    beta = 1 - a / b
-    var = S2 * (1 - a) / (a * S2 + 1 - a)
-    expected = 784 * (b**0.5 * beta / (1 - a)) ** 2 * var / (2 * (1 - b) / (1 - a) * beta)
-    monkeypatch.setattr(torch, "multinomial", lambda p, n, _: torch.full((n,), t - 2))
-    term = ddpm.bound_terms(model, x0, FLAT)[1]
-    weight = t * sum(1 / k for k in range(2, 1001))  # one over the probability of this t
-    assert term.shape == (400,) and term.mean().item() == pytest.approx(weight * expected, rel=0.01)
+@pytest.mark.slow
+def test_break_no_short_way_for_the_noise():
+    cut = edited("ddpm", ("return x + F.pixel_shuffle", "return F.pixel_shuffle"))
+    for whole, broken in zip(intact()[1]["curve"], short_run(cut, FLAGS)[1]["curve"]):
+        assert broken["validation"] > 1.3 * whole["validation"]
 
 
-def test_the_first_term_is_bayes_rule_summed_over_256_levels():
-    """p(x0 = k | x_1) ∝ h(k) N(x_1; √ᾱ_1 k, β_1), by a loop; over all levels it sums to 1, and h counts."""
-    torch.manual_seed(0)
-    model, h = optimal(), torch.rand(256, dtype=torch.float64)
-    h /= h.sum()
-    x0 = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(256, 1, 1, 1)  # images of one pixel, of every level
-    for x1 in (2.1 * torch.rand(20) - 1.05).tolist():
-        model.q_sample = lambda x0, t, eps: torch.full_like(x0, x1)  # one x_1 for every level
-        p, flat = ((-ddpm.bound_terms(model, x0, histogram)[0]).exp() for histogram in (h, FLAT))
-        joint = [h[k].item() * math.exp(-(x1 - (1 - 1e-4) ** 0.5 * (k / 127.5 - 1)) ** 2 / (2 * 1e-4))
-                 for k in range(256)]
-        assert p.sum().item() == pytest.approx(1, abs=1e-9)
-        assert p.tolist() == pytest.approx([v / sum(joint) for v in joint], rel=1e-3, abs=1e-12)
-        assert not torch.allclose(p, flat, rtol=0.1)
-
-
-def test_l_0_adds_up_over_pixels_and_x_1_is_one_step_of_noise():
-    torch.manual_seed(0)
-    model, h, levels = optimal(), torch.rand(256).double(), torch.randint(256, (2, 1, 3, 3))
-    model.q_sample, usual = lambda x0, t, eps: calls.append((t, eps)) or usual(x0, t, eps), model.q_sample
-    calls = []
-    term = ddpm.bound_terms(model, levels.double() / 127.5 - 1, h / h.sum())[0]
-    (_, _), (t, eps) = calls
-    x1 = usual(levels.double() / 127.5 - 1, 1, eps)
-    centre = model.alpha_bar[1].sqrt().flatten() * (torch.arange(256) / 127.5 - 1)
-    p = h * torch.distributions.Normal(centre, model.beta[1].sqrt().flatten()).log_prob(x1[..., None]).exp()
-    by_hand = -(p / p.sum(-1, keepdim=True)).gather(-1, levels[..., None]).log().flatten(1).sum(1)
-    assert t == 1 and eps.std() > 0.5 and term.shape == (2,) and torch.allclose(term, by_hand, rtol=1e-4)
-
-
-def test_the_last_term_is_the_kl_of_torch_distributions():
-    torch.manual_seed(0)
-    model, x0 = optimal(), gaussian_data(3)
-    for a in (model.alpha_bar[-1].item(), 0.3):  # the schedule's own, and one under which x_T still shows x0
-        model.alpha_bar[-1] = a
-        q = torch.distributions.Normal(a**0.5 * x0, (1 - a) ** 0.5)
-        expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).flatten(1).sum(1)
-        assert torch.allclose(ddpm.bound_terms(model, x0, FLAT)[2], expected, rtol=1e-6)
-
-
-def test_the_terms_add_up_to_a_bound_of_the_likelihood(monkeypatch):
-    torch.manual_seed(0)
-    model = optimal(T=30)
-    levels = (gaussian_data(8) * 127.5 + 127.5).round().clamp(0, 255)
-    edges = torch.distributions.Normal(MU, math.sqrt(S2))
-    h = torch.arange(256).double() / 127.5 - 1
-    h = (edges.cdf(h + 1 / 255) - edges.cdf(h - 1 / 255)).clamp(min=1e-30)  # the true histogram
-    exact = h.log()[levels.long()].flatten(1).sum(1)
-    draws, p = 0, 1 / torch.arange(2.0, 31)
-    for t in range(2, 31):  # the mean over t, without the noise of drawing it
-        monkeypatch.setattr(torch, "multinomial", lambda p, n, _, t=t: torch.full((n,), t - 2))
-        terms = torch.stack([ddpm.bound_terms(model, levels / 127.5 - 1, h).sum(0).mean() for _ in range(10)])
-        draws = draws - terms * p[t - 2] / p.sum()
-    assert set(model.net.asked) == set(range(2, 31))  # L_0 needs no network
-    assert draws.mean() + 3 * draws.std() / 10**0.5 < exact.mean() < 0.9 * draws.mean()
-
-
-@pytest.mark.parametrize("steps", [1, 200])
-def test_ddim_with_the_optimal_denoiser_has_the_data_s_mean_and_variance(steps):
-    model = optimal(s2=0.2**2)
-    torch.manual_seed(0)
-    x = last(ddpm.ddim(model, torch.randn(16, 1, 28, 28).double(), steps=steps))
-    assert x.mean().item() == pytest.approx(MU, abs=0.01)
-    assert x.std().item() == pytest.approx(0.2, rel=0.04) if steps > 1 else x.std().item() < 1e-2
-
-
-@pytest.mark.parametrize("T, steps, times", [(16, 4, [16, 9, 4, 1, 0]), (1000, 1, [1000, 0]), (3, 9, [3, 1, 0])])
-def test_ddim_leads_from_T_to_0_in_strides_that_grow_shorter(T, steps, times):
-    assert [t for t, _, _ in ddpm.ddim(optimal(T), torch.randn(1, 1, 28, 28).double(), steps=steps)] == times
-
-
-@pytest.mark.parametrize("steps", [1, 7, 50])
-def test_every_time_asked_for_in_sampling_is_one_that_training_draws(steps):
-    model, x = optimal(T=50), torch.randn(1, 1, 28, 28).double()
-    last(ddpm.ddim(model, x, steps=steps, w=1))
-    asked = model.net.asked
-    assert asked[0] == 50 and min(asked) >= 1 and asked == sorted(set(asked), reverse=True) and len(asked) <= steps
-
-
-def test_guidance_mixes_the_conditional_and_the_null_prediction():
-    model, x, y = random_model(), torch.randn(3, 1, 28, 28), torch.tensor([1, 2, 3])
-    given, null = model.eps(x, 7, y), model.eps(x, 7)
-    assert not torch.allclose(given, null) and torch.equal(null, model.eps(x, 7, ddpm.NULL))
-    for w in (0.0, 1.0, 2.5):
-        assert torch.allclose(model.eps(x, 7, y, w), null + w * (given - null), atol=1e-5)
-        assert torch.equal(model.eps(x, 7, None, w), null)
-    calls, usual = [], model.net.forward
-    model.net.forward = lambda x, t, y: calls.append(y.tolist()) or usual(x, t, y)
-    model.eps(x, 7, y, 1)
-    model.eps(x, 7, y, 2.0)
-    assert calls == [[1, 2, 3], [1, 2, 3], [ddpm.NULL] * 3]  # without guidance one pass
-
-
-def test_eps_is_minus_sigma_times_the_score():
-    """For x_t ~ N(√ᾱ MU, ᾱ S2 + 1 − ᾱ), the score by autograd against −ε̂ / √(1 − ᾱ) of the optimal denoiser."""
-    model = optimal()
-    for t in (1, 100, 1000):
-        a = model.alpha_bar[t]
-        x = torch.randn(1, 1, 28, 28, dtype=torch.float64, requires_grad=True)
-        log_p = torch.distributions.Normal(a.sqrt() * MU, (a * S2 + 1 - a).sqrt()).log_prob(x).sum()
-        score, = torch.autograd.grad(log_p, x)
-        assert torch.allclose(score, -model.eps(x, t) / (1 - a).sqrt(), rtol=1e-6)
-
-
-@pytest.mark.parametrize("y", [None, 4, torch.tensor([1, 2, 3, 4, 5])])
-def test_samples_are_pixels(y):
-    for x in (random_model().sample(5, y), ddpm.ddim_sample(random_model(), 5, y, 3)):
-        assert x.shape == (5, 1, 28, 28) and x.min() >= 0 and x.max() <= 1
-
-
-def test_samples_without_a_class_draw_it_first():
-    model, asked = random_model(), []
-    usual = model.net.forward
-    model.net.forward = lambda x, t, y: asked.append(y) or usual(x, t, y)
-    ddpm.ddim_sample(model, 200, steps=1, w=1)
-    model.sample(200)
-    assert all(set(y.tolist()) == set(range(10)) for y in asked)
-    assert all(torch.equal(y, asked[1]) for y in asked[1:])  # one class from T to 0
-    model.conditional = False
-    asked.clear()
-    model.sample(5)
-    assert all((y == ddpm.NULL).all() for y in asked)
-
-
-def test_the_class_reaches_every_sampler_and_every_term_with_a_network():
-    model, x = random_model(), torch.rand(3, 1, 28, 28) * 2 - 1
-    a, b, none = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 4]), torch.full((3,), ddpm.NULL)
-    for f in (lambda y: last(ddpm.ddim(model, x, y, 5)), lambda y: ddpm.bound_terms(model, x, FLAT.float(), y)[1],
-              lambda y: model.sample(3, y),
-              lambda y: ddpm.ddim_sample(model, 3, y, 5), lambda y: model.loss(x, y).view(1).expand(3)):
-        out = []
-        for y in (a, b, none):
-            torch.manual_seed(0)
-            out.append(f(y).detach())
-        assert not torch.allclose(out[0][2], out[1][2]) and not torch.allclose(out[0], out[2])
-
-
-def test_an_untrained_network_predicts_its_input():
-    x = torch.randn(2, 1, 28, 28)
-    assert torch.equal(ddpm.DDPM(channels=8).net(x, torch.tensor([1, 900]), torch.tensor([3, 10])), x)
+@pytest.mark.slow
+def test_break_guesses_beyond_black_and_white():
+    loose = edited("ddpm", ("return x0.clamp(-1, 1)", "return x0"))
+    model, _ = intact()
+    broken = loose.DDPM(8, 200)
+    broken.load_state_dict(model.state_dict())
+    assert terms(loose, broken)[1] > 1.2 * terms(ddpm, model)[1]

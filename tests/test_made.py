@@ -1,185 +1,168 @@
-"""MADE against exact answers: enumeration, the chain rule, autograd, the plain way of sampling."""
-import math
+"""MADE: which output sees which pixel, probabilities that sum to 1, samples that follow them."""
+
+import functools
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from chapters import TINY, check_samples, class_accuracy, digits, edited, short_run
 
 import made
 
-CONDITIONS = [None, 3]
+ORDERS = {"rows": [0, 1, 2, 3, 4, 5], "columns": [0, 3, 1, 4, 2, 5], "random": [4, 1, 5, 0, 2, 3]}
+BITS = torch.tensor([0.0, 1.0])
 
 
-def model_of(D=9, hidden=24, layers=2, orderings=1, seed=0, scale=1.0):
-    """A MADE with random weights everywhere, in float64: an untrained one would hide mistakes behind its zeros."""
-    torch.manual_seed(seed)
-    model = made.MADE(D, hidden, layers, orderings).double()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=scale)
+def wild(*sizes, **more):
+    """A MADE with weights so large that its outputs differ much from image to image."""
+    torch.manual_seed(0)
+    model = made.MADE(*sizes, **more)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=2 / weights.shape[-1] ** 0.5)
     return model
 
 
-def all_images(D=9):
-    return torch.tensor([[(n >> i) & 1 for i in range(D)] for n in range(2**D)], dtype=torch.float64).view(-1, 1, 3, 3)
+@pytest.fixture
+def all_images(monkeypatch):
+    """All 64 images of six pixels; models made meanwhile are of six pixels, too."""
+    monkeypatch.setattr(made, "pixel_order", lambda name: torch.tensor(ORDERS[name]))
+    return torch.cartesian_prod(*[BITS] * 6)
 
 
-def order_of(model, k):
-    return model.degrees(k)[0].argsort()
+def test_masks_are_those_drawn_in_the_comment(monkeypatch):
+    monkeypatch.setattr(made, "pixel_order", lambda name: torch.arange(4))
+    model = made.MADE(hidden=4, classes=1)
+    text = Path(made.__file__).read_text(encoding="utf-8")
+    drawn = re.findall(r"m = \d +([1. ]+?) +m = \d +([1. ]+?) +p_\d +([1. ]+?)\n", text)
+    for layer, rows in zip([model.first, model.second, model.output], zip(*drawn, strict=True)):
+        assert [[int(i == "1") for i in row.split()] for row in rows] == layer.mask.tolist()
+    assert len(drawn) == 4
 
 
-@pytest.mark.parametrize("y", CONDITIONS)
-@pytest.mark.parametrize("orderings", [1, 3])
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_probabilities_of_all_images_sum_to_one(layers, orderings, y):
-    model = model_of(layers=layers, orderings=orderings)
-    for k in (None, *range(orderings)):
-        assert model.log_prob(all_images(), y, k).exp().sum().item() == pytest.approx(1, abs=1e-9)
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_output_sees_the_class_and_exactly_the_pixels_before_it(order):
+    model = wild(2 * 784, order, classes=3)
+    x, y = torch.rand(20, 1, 28, 28, requires_grad=True), torch.arange(20) % 3
+    logits = model(x, y)
+    for place in (0, 1, 2, 29, 391, 782, 783):
+        output = logits[:, model.order[place]].sum()
+        (gradient,) = torch.autograd.grad(output, x, retain_graph=True)
+        seen = gradient.abs().sum(0).flatten()[model.order] > 0
+        assert seen[:place].all() and not seen[place:].any()
+    assert ((logits - model(x, (y + 1) % 3)).abs().sum(0) > 0).all()
 
 
-@pytest.mark.parametrize("k", [0, 1, 2])
-def test_every_logit_depends_on_the_pixels_before_it_and_on_no_other(k):
-    model = model_of(D=49, hidden=150, orderings=3)
-    x = torch.rand(49, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda x: model(x[None], k=k)[0], x)  # (logit, pixel)
-    place = order_of(model, k).argsort()
-    before = place[None, :] < place[:, None]
-    assert (jacobian[~before] == 0).all()
-    assert (jacobian[before] != 0).all()
-    torch.nn.init.zeros_(model.direct.weight)  # through hidden units alone, too, though at a given x some are at 0
-    x = torch.randn(100, 49, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda x: model(x, k=k).sum(0), x)  # (logit, image, pixel)
-    assert torch.equal((jacobian != 0).any(1), before)
+def test_orders():
+    assert made.pixel_order("rows").tolist() == list(range(784))
+    columns = [28 * row + column for column in range(28) for row in range(28)]
+    assert made.pixel_order("columns").tolist() == columns
+    random = made.pixel_order("random").tolist()
+    assert sorted(random) == list(range(784)) != random
+    assert random == made.pixel_order("random").tolist()
 
 
-def test_the_784_pixel_model_is_autoregressive_at_every_output():
-    """One gradient per output, of a model of the default depth; every pixel from the output's own on must get none."""
-    model = model_of(D=784, hidden=400, scale=0.05)
-    x = torch.rand(784, dtype=torch.float64).expand(784, 784).clone().requires_grad_()
-    gradient, = torch.autograd.grad(model(x).diagonal().sum(), x)  # row i: d logit i / d pixels
-    before = torch.ones(784, 784).tril(-1).bool()
-    assert (gradient[~before] == 0).all()
-    assert (gradient[before] != 0).double().mean() > 0.99
+@pytest.mark.parametrize("hidden", [3, 6, 40])
+def test_probabilities_of_all_images_sum_to_one(all_images, hidden):
+    y = torch.arange(2).repeat_interleave(64)
+    models = [wild(hidden, order, classes=2) for order in ORDERS]
+    p = torch.stack([model.log_prob(all_images.repeat(2, 1), y).exp() for model in models])
+    sums = p.view(3, 2, 64).sum(2)
+    torch.testing.assert_close(sums, torch.ones(3, 2))
+    average = made.average_log_prob(models, all_images.repeat(2, 1), y).exp()
+    torch.testing.assert_close(average, p.mean(0))  # of three orders, so a probability, too
+    by_class = made.log_prob_by_class(models[0], all_images).exp()
+    torch.testing.assert_close(by_class, p[0].view(2, 64))
+    alike = made.log_prob_by_class(wild(hidden, classes=1), all_images).exp()
+    assert alike.shape == (1, 64) and alike.sum().item() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("y", CONDITIONS)
-@pytest.mark.parametrize("k", [0, 1])
-def test_log_prob_is_the_product_of_conditionals_taken_one_by_one(k, y):
-    model = model_of(orderings=2)
-    x = (torch.rand(5, 9, dtype=torch.float64) < 0.5).double()
-    slow = torch.zeros(5, dtype=torch.float64)
-    seen = torch.full_like(x, 0.77)  # what must not be looked at
-    for i in order_of(model, k):
-        p = model(seen, y, k)[:, i].sigmoid()
-        slow += torch.where(x[:, i] == 1, p, 1 - p).log()
-        seen[:, i] = x[:, i]
-    assert torch.allclose(model.log_prob(x.view(5, 1, 3, 3), y, k), slow, atol=1e-12)
+@torch.no_grad()
+def test_log_prob_is_the_product_rule_pixel_by_pixel():
+    model = wild(64, "random")
+    x, y = torch.rand(3, 1, 28, 28).round(), torch.tensor([3, 0, 9])
+    drawn, log_p = torch.zeros(3, 784), torch.zeros(3)
+    for i in model.order:
+        p = 1 / (1 + torch.exp(-model(drawn, y)[:, i]))  # from the pixels before i alone
+        drawn[:, i] = x.flatten(1)[:, i]
+        log_p += torch.where(drawn[:, i] == 1, p, 1 - p).log()
+    torch.testing.assert_close(model.log_prob(x, y), log_p, rtol=1e-4, atol=1e-3)
 
 
-def test_an_ensemble_is_the_mean_of_likelihoods_not_of_logits():
-    model, x = model_of(orderings=4), all_images()
-    mean = torch.stack([model.log_prob(x, k=k).exp() for k in range(4)]).mean(0).log()
-    assert torch.allclose(model.log_prob(x), mean, atol=1e-12)
-    logits = torch.stack([model(x.flatten(1), k=k) for k in range(4)]).mean(0)
-    wrong = -torch.nn.functional.binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="none").sum(1)
-    assert not torch.allclose(model.log_prob(x), wrong, atol=1e-2)
+@torch.no_grad()
+def test_completions_keep_what_is_known_and_come_as_often_as_they_are_probable():
+    model, n = wild(64, "columns"), 5000
+    x, y = torch.rand(1, 784).round().repeat(n, 1), torch.full((n,), 7)
+    drawn = made.complete(model, x.view(n, 1, 28, 28), y, known=781).flatten(1)
+    known, last = model.order[:781], model.order[781:]
+    assert torch.equal(drawn[:, known], x[:, known])
+    x[:8, last] = torch.cartesian_prod(*[BITS] * 3)
+    p = model.log_prob(x[:8], y[:8]).softmax(0)  # of each of the eight, given the others
+    counts = (drawn[:, last] @ torch.tensor([4.0, 2.0, 1.0])).long().bincount(minlength=8)
+    assert ((counts - n * p).abs() < 5 * (n * p * (1 - p)).sqrt() + 1).all()
 
 
-@pytest.mark.parametrize("y", [10, 7, torch.arange(20) % 10])
-@pytest.mark.parametrize("k", [0, 1])
-@pytest.mark.parametrize("layers", [1, 3])
-def test_sampling_gives_the_same_pixels_as_the_plain_way(layers, k, y):
-    model = model_of(D=784, hidden=100, layers=layers, orderings=2, scale=0.05)
-    torch.manual_seed(5)
-    fast = model.sample(20, y, k=k)
-    torch.manual_seed(5)
-    x = torch.zeros(20, 784, dtype=torch.float64)
-    for i in order_of(model, k):
-        x[:, i] = (torch.rand(20) < model(x, y, k)[:, i].sigmoid()).double()
-    assert fast.shape == (20, 1, 28, 28) and torch.equal(fast.flatten(1).double(), x)
-    assert 0.1 < x.mean() < 0.9
+def test_samples_have_as_much_ink_as_the_model_expects():
+    model, y = wild(32, "random"), torch.arange(100) % 10
+    x = model.sample(y)
+    assert x.shape == (100, 1, 28, 28) and x.unique().tolist() == [0, 1]
+    p = model(x, y).sigmoid().clamp(1e-4, 1 - 1e-4)
+    surprise = (x.flatten(1) - p) / (p * (1 - p)).sqrt()  # mean 0, variance 1, if x follows p
+    assert surprise.mean().abs() < 5 / surprise.numel() ** 0.5
+    assert surprise.square().mean().item() == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("y, classes", [(made.NULL, [made.NULL]), (4, [4]), (None, range(10))])
-def test_sampling_follows_the_conditionals(y, classes):
-    """Of 3,000 samples' first three pixels, all eight patterns come as often as log_prob's factors say; without a
-    class, as often as in the mixture of all ten classes."""
-    model = model_of(D=784, hidden=100, scale=0.05)
-    with torch.no_grad():
-        model.label[-1].weight *= 30  # classes that differ
-    torch.manual_seed(1)
-    patterns = torch.tensor([[(n >> i) & 1 for i in range(3)] for n in range(8)]).double()
-    p = torch.zeros(8).double()
-    for label in classes:
-        logits = model(torch.nn.functional.pad(patterns, (0, 781)), label)[:, :3]
-        p += torch.where(patterns == 1, logits.sigmoid(), 1 - logits.sigmoid()).prod(1) / len(classes)
-    draws = model.sample(3000, y)[:, 0, 0, :3]
-    seen = torch.bincount((draws @ torch.tensor([1.0, 2, 4]).double()).long(), minlength=8) / 3000
-    assert p.sum().item() == pytest.approx(1) and ((seen - p).abs() <= 4 * (p * (1 - p) / 3000).sqrt()).all()
+def test_binarised_pixels_are_ink_as_often_as_their_grey_level_says():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).repeat(20_000, 1)
+    assert made.binarise(images).mean(0).tolist() == pytest.approx([0, 0.2, 1], abs=0.015)
 
 
-def test_given_pixels_are_kept_and_the_rest_is_conditioned_on_them():
-    model = model_of(D=784, hidden=100, scale=0.05)
-    given = (torch.rand(6, 300) < 0.5).double()
-    x = model.sample(6, given=given)
-    assert torch.equal(x.flatten(1)[:, :300].double(), given)
+def test_a_saved_model_samples():
+    model, saved = short_run(made, TINY["made"] + " --order columns")
+    assert model.order[1] == 28 and len(saved["curve"]) == 2
+    check_samples(model)
 
 
-def test_class_and_no_class_are_different_paths_and_both_get_gradients():
-    model = model_of(D=784, hidden=100, scale=0.05)
-    x = (torch.rand(4, 1, 28, 28) < 0.5).double()
-    assert not torch.allclose(model.log_prob(x, 2), model.log_prob(x))
-    assert not torch.allclose(model.log_prob(x, 2), model.log_prob(x, 3))
-    (-model.log_prob(x, torch.tensor([2, 2, 10, 5])).sum()).backward()
-    for table in model.label:
-        assert ((table.weight.grad != 0).any(1)).nonzero()[:, 0].tolist() == [2, 5, 10]
+FLAGS = "--steps 500 --batch-size 32 --hidden 50 --lr 3e-2 --save-every 250"
 
 
-def test_an_untrained_model_scores_784_ln_2():
-    x = (torch.rand(3, 1, 28, 28) < 0.5).float()
-    assert torch.allclose(made.MADE().log_prob(x), torch.tensor(-784 * math.log(2)))
+@functools.cache
+def intact():
+    return short_run(made, FLAGS)
 
 
-def test_binarisation_is_a_bernoulli_draw_and_fixed_by_its_seed():
-    grey = torch.tensor([0, 51, 127, 255], dtype=torch.uint8).repeat(20000, 1)
-    mean = made.binarise(grey, seed=3).mean(0)
-    assert mean[0] == 0 and mean[3] == 1
-    assert mean.tolist() == pytest.approx([0, 0.2, 127 / 255, 1], abs=0.015)
-    assert torch.equal(made.binarise(grey, seed=3), made.binarise(grey, seed=3))
-    assert not torch.equal(made.binarise(grey), made.binarise(grey))
+@pytest.mark.slow
+def test_break_an_output_that_sees_its_own_pixel():
+    leaking = edited("made", ("(inputs, pixels - 1)", "(inputs, pixels)"))
+    broken = short_run(leaking, FLAGS)[1]["curve"][-1]["validation"]
+    # Whoever knew each pixel's grey level could do no better than the entropy of the coin flips.
+    coins = torch.distributions.Bernoulli(digits()[0][11_000:] / 255)
+    possible = coins.entropy().flatten(1).sum(1).mean().item()
+    print(broken, possible, intact()[1]["curve"][-1]["validation"])
+    assert broken < 0.8 * possible and possible < intact()[1]["curve"][-1]["validation"]
 
 
-def test_masked_weights_are_never_used():
-    model = model_of(D=49, hidden=60)
-    x = torch.rand(3, 49, dtype=torch.float64)
-    before = model(x)
-    with torch.no_grad():
-        for i, layer in enumerate(model.hidden):
-            layer.weight += 1e3 * (1 - model.get_buffer(f"mask_0_{i}"))
-        model.out.weight += 1e3 * (1 - model.get_buffer("mask_0_out"))
-        model.direct.weight += 1e3 * (1 - model.get_buffer("mask_0_direct"))
-    assert torch.equal(before, model(x))
+@pytest.mark.slow
+def test_break_thresholded_pixels():
+    hard = edited("made", ("log_prob(binarise(x[batch])", "log_prob((x[batch] > 127).float()"))
+    gaps = []
+    for curve in (intact()[1]["curve"], short_run(hard, FLAGS)[1]["curve"]):
+        gaps.append(curve[-1]["validation"] - curve[-1]["training"])
+    print(gaps)
+    assert gaps[1] > gaps[0] + 5 and abs(gaps[0]) < 3
 
 
-def test_samples_without_a_class_are_of_the_mixture_over_classes():
-    """p(x) = Σ_y p(y) p(x | y): sample(n) draws the class first; of an unconditional model it is the null label."""
-    model = model_of(D=784, hidden=100, scale=0.05)
-    with torch.no_grad():  # the class decides the first pixel: black in 3 of 10 classes, never under the null label
-        model.label[-1].weight[:, 0] = torch.tensor([50.0] * 3 + [-50.0] * 8)
-    assert model.sample(4000)[:, 0, 0, 0].mean().item() == pytest.approx(0.3, abs=0.03)
-    model.conditional = False
-    assert model.sample(100)[:, 0, 0, 0].sum() == 0
-
-
-def test_the_marginal_over_the_classes_is_a_distribution():
-    model = model_of()
-    by_class = torch.stack([model.log_prob(all_images(), y) for y in range(10)])
-    assert (by_class.logsumexp(0) - math.log(10)).exp().sum().item() == pytest.approx(1, abs=1e-9)
-
-
-def test_no_class_is_the_null_label_and_labels_are_dropped_at_the_rate():
-    model, x = model_of(), all_images()[:7]
-    assert torch.equal(model.log_prob(x), model.log_prob(x, made.NULL))
-    y = torch.arange(20000) % 10
-    dropped = made.drop_labels(y, 0.1)
-    assert ((dropped == y) | (dropped == made.NULL)).all()
-    assert (dropped == made.NULL).float().mean().item() == pytest.approx(0.1, abs=0.01)
-    assert (made.drop_labels(y, 1.0) == made.NULL).all() and torch.equal(made.drop_labels(y, 0.0), y)
+@pytest.mark.slow
+@torch.no_grad()
+def test_break_drawing_backwards():
+    backwards = edited("made", ("for pixel in pixels:", "for pixel in pixels.flip(0):"))
+    model, saved = intact()
+    broken = backwards.MADE(saved["flags"]["hidden"])
+    broken.load_state_dict(model.state_dict())
+    y = torch.arange(50) % 10
+    samples, noise = model.sample(y), broken.sample(y)
+    print(class_accuracy(samples, y), class_accuracy(noise, y))
+    assert class_accuracy(samples, y) > 0.9 and class_accuracy(noise, y) < 0.6
+    nll = [-m.log_prob(x, y).mean() for m, x in ((model, samples), (model, noise), (broken, noise))]
+    print(nll)
+    assert nll[1] == nll[2] > 1.5 * nll[0]  # the model itself finds them improbable

@@ -1,168 +1,177 @@
-"""VAE against exact answers: a linear-Gaussian model, quadrature, enumeration, sums by hand."""
-import itertools
-import math
+"""VAE: the KL, the trick, and the bounds, against integrals over z done on a grid."""
+
+import functools
 
 import pytest
 import torch
-from scipy import integrate, stats
+from chapters import TINY, check_samples, digits, edited, short_run
+from torch.distributions import Bernoulli, Normal
+from torch.distributions import kl_divergence as kl_of_torch
 
 import vae
 
-
-class LinearGaussian(vae.VAE):
-    """x = W z + b + s noise in 3 numbers, z ~ N(0, I); q the true posterior, or one off by `off` and `wide`."""
-
-    def __init__(self, off=0.0, wide=1.0):
-        super().__init__(hidden=2, latent_dim=2)
-        self.double()
-        self.W = torch.tensor([[1.0, 1.0], [1.0, -1.0], [0.5, 0.0]], dtype=torch.float64)  # its columns are orthogonal
-        self.b, self.s = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64), 0.7
-        self.off, self.wide = off, wide
-
-    def posterior(self, x):
-        var = 1 / (1 + self.W.square().sum(0) / self.s**2)  # diagonal, since W is
-        return var * ((x.view(-1, 3) - self.b) @ self.W) / self.s**2, var.sqrt().expand(len(x), 2)
-
-    def encode(self, x, y=None):
-        mean, std = self.posterior(x)
-        return mean + self.off, 2 * (std * self.wide).log()
-
-    def decode(self, z, y=None):
-        return (z.double() @ self.W.T + self.b).view(-1, 1, 1, 3)
+PRIOR = Normal(0.0, 1.0)
+Z = torch.linspace(-8, 8, 8001)[:, None]  # a grid of one latent dimension
+DZ = 16 / 8000
 
 
 @pytest.fixture
-def gaussian(monkeypatch):
-    def log_prob(x, mean, s=0.7):
-        return (-(x - mean).square() / (2 * s**2) - math.log(s * math.sqrt(2 * math.pi))).flatten(1).sum(1)
-    monkeypatch.setattr(vae, "bernoulli_log_prob", log_prob)
-    torch.manual_seed(0)
-    x = torch.randn(4, 1, 1, 3, dtype=torch.float64)
-    model = LinearGaussian()
-    exact = stats.multivariate_normal(model.b, model.W @ model.W.T + model.s**2 * torch.eye(3, dtype=torch.float64))
-    return x, torch.tensor(exact.logpdf(x.view(4, 3)))
-
-
-def test_with_the_true_posterior_every_draw_of_the_weights_is_log_p(gaussian):
-    x, exact = gaussian
-    assert torch.allclose(vae.importance_bound(LinearGaussian(), x, samples=3), exact, atol=1e-9)
-
-
-@pytest.mark.parametrize("off, wide", [(0.0, 1.0), (0.2, 1.0), (0.0, 1.5), (-0.1, 0.8)])
-def test_the_elbo_falls_short_of_log_p_by_the_kl_to_the_posterior(gaussian, off, wide):
-    x, exact = gaussian
-    model = LinearGaussian(off, wide)
-    _, std = model.posterior(x)
-    kl = (wide**2 + (off / std).square() - 1) / 2 - math.log(wide)
-    draws = torch.stack([model.elbo(x) for _ in range(4000)])
-    error = 4 * draws.std(0) / 4000**0.5
-    assert ((draws.mean(0) - (exact - kl.sum(1))).abs() <= error).all()
-
-
-def test_more_samples_tighten_the_bound_up_to_log_p(gaussian):
-    x, exact = gaussian
-    model = LinearGaussian(0.3, 1.3)
-    many = x.repeat(2000, 1, 1, 1)
-    bounds = [vae.importance_bound(model, many, samples=n).view(2000, 4).mean(0) for n in (1, 5, 50)]
-    assert (bounds[0] < bounds[1]).all() and (bounds[1] < bounds[2]).all() and (bounds[2] < exact + 0.02).all()
-    assert torch.allclose(vae.importance_bound(model, x, samples=20000), exact, atol=0.05)
-
-
-@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (1.5, 0.3), (-0.7, 2.0)])
-def test_kl_against_quadrature(mean, std):
-    q, p = stats.norm(mean, std), stats.norm(0, 1)
-    exact, _ = integrate.quad(lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), mean - 12 * std, mean + 12 * std)
-    kl = vae.gaussian_kl(torch.tensor(mean), torch.tensor(2 * math.log(std)))
-    assert kl.item() == pytest.approx(exact, rel=1e-5, abs=1e-5)
-
-
-def test_kl_is_that_of_torch_distributions():
-    torch.manual_seed(0)
-    mean, log_var = torch.randn(2, 5, 3).double()
-    q, p = torch.distributions.Normal(mean, torch.exp(log_var / 2)), torch.distributions.Normal(0.0, 1.0)
-    assert torch.allclose(vae.gaussian_kl(mean, log_var), torch.distributions.kl_divergence(q, p))
-
-
-def test_beta_weighs_the_kl_alone():
-    torch.manual_seed(0)
-    model, x = vae.VAE(16, 3), torch.rand(5, 1, 28, 28).round()
-    bounds = []
-    for beta in (0.0, 1.0, 3.0):
-        torch.manual_seed(1)
-        bounds.append(model.elbo(x, 3, beta))
-    kl = vae.gaussian_kl(*model.encode(x, 3)).sum(1)
-    assert torch.allclose(bounds[0] - bounds[1], kl, atol=1e-3)
-    assert torch.allclose(bounds[0] - bounds[2], 3 * kl, atol=1e-3)
-
-
-def test_one_importance_sample_is_the_elbo_on_average():
-    torch.manual_seed(0)
-    model, y, x = vae.VAE(16, 3), torch.tensor([4, 10]), torch.rand(2, 1, 28, 28).round()
-    a, b = (torch.stack([f().detach() for _ in range(1000)]) for f in (
-        lambda: vae.importance_bound(model, x, y, 1), lambda: model.elbo(x, y)))
-    assert ((a.mean(0) - b.mean(0)).abs() <= 4 * ((a.var(0) + b.var(0)) / 1000).sqrt() + 1e-6).all()
-
-
-def test_three_estimates_of_the_elbo_s_gradient_agree(gaussian):
-    """∂ELBO / ∂mean and ∂ log-variance of q: autograd through `elbo`, the score function, minus the KL's gradient."""
-    x, model = gaussian[0][:1].expand(100000, -1, -1, -1), LinearGaussian()
-    m, s = model.posterior(x)
-    mean, log_var = (m + 0.3).requires_grad_(), (2 * s.log() + 0.4).requires_grad_()
-    model.encode = lambda x, y: (mean, log_var)
-    pathwise = torch.autograd.grad(model.elbo(x).sum(), (mean, log_var))
-    q = torch.distributions.Normal(mean, torch.exp(log_var / 2))
+def model():
+    """With one latent dimension, and a q that is not the posterior: σ is about 0.7."""
+    torch.manual_seed(1)
+    model = vae.VAE(hidden=16, latent=1, classes=3)
     with torch.no_grad():
-        z = q.sample()
-        log_w = vae.bernoulli_log_prob(x, model.decode(z)) - (q.log_prob(z) + z**2 / 2).sum(1)
-    score = torch.autograd.grad(((log_w - log_w.mean())[:, None] * q.log_prob(z)).sum(), (mean, log_var))
-    exact = (m - mean) / s**2, (1 - log_var.exp() / s**2) / 2
-    for a, b, c in zip(pathwise, score, exact):
-        for estimate in (a, b):
-            assert ((estimate.mean(0) - c[0]).abs() <= 4 * estimate.std(0) / len(x)**0.5).all()
-        assert (b.std(0) > 1.3 * a.std(0)).all()  # why z is reparameterised
+        model.encoder.last.bias[1] -= 0.7
+    return model
 
 
-def test_probabilities_of_all_small_images_sum_to_one():
-    every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=9)), dtype=torch.float64).view(-1, 1, 3, 3)
-    logits = torch.randn(1, 1, 3, 3, dtype=torch.float64).expand(512, 1, 3, 3)
-    assert vae.bernoulli_log_prob(every, logits).exp().sum().item() == pytest.approx(1, abs=1e-9)
+def an_image(model, n=1):
+    """An image that the model drew and its class, n times."""
+    y = torch.tensor([2])
+    x = torch.bernoulli(model.decode(torch.tensor([[1.5]]), y).sigmoid()).detach()
+    return x.expand(n, -1, -1, -1), y.expand(n)
 
 
-def test_an_untrained_vae_scores_about_784_ln_2_and_no_class_is_the_null_label():
+def log_joint(model, x, label):
+    """log p(x, z | y) for each z of the grid."""
+    coins = Bernoulli(logits=model.decode(Z, torch.full((len(Z),), label)))
+    return PRIOR.log_prob(Z[:, 0]) + coins.log_prob(x[:1].expand(len(Z), -1, -1, -1)).sum((1, 2, 3))
+
+
+def log_p(model, x, label=2):
+    return (log_joint(model, x, label).logsumexp(0) + torch.tensor(DZ).log()).item()
+
+
+def elbo_by_integration(model, x, y):
+    mean, log_var = model.encode(x[:1], y[:1])
+    log_q = Normal(mean, (log_var / 2).exp()).log_prob(Z)[:, 0]
+    return (log_q.exp() * (log_joint(model, x, 2) - log_q)).sum() * DZ
+
+
+def test_kl_of_two_gaussians():
     torch.manual_seed(0)
-    model, x = vae.VAE(64, 3), torch.rand(50, 1, 28, 28).round()
-    assert model.elbo(x).mean().item() == pytest.approx(-784 * math.log(2), abs=5)
-    z = torch.randn(5, 3)
-    assert torch.equal(model.decode(z), model.decode(z, vae.NULL))
-    assert not torch.equal(model.decode(z), model.decode(z, 3))
-    for no_class, null, three in zip(model.encode(x), model.encode(x, vae.NULL), model.encode(x, 3)):
-        assert torch.equal(no_class, null) and not torch.equal(no_class, three)
+    mean, log_var = torch.randn(2, 7, 5)
+    kl, q = vae.kl_divergence(mean, log_var), Normal(mean, (log_var / 2).exp())
+    torch.testing.assert_close(kl, kl_of_torch(q, PRIOR))
+    z = q.sample((20_000,))
+    by_draws = q.log_prob(z) - PRIOR.log_prob(z)
+    assert ((by_draws.mean(0) - kl).abs() < 5 * by_draws.std(0) / 20_000**0.5).all()
+    table = vae.kl_divergence(torch.tensor([0.0, 1, 1]), 2 * torch.tensor([1, 1, 0.1]).log())
+    assert table.tolist() == pytest.approx([0, 0.5, 2.31], abs=0.005)  # of the comment
+
+
+def test_a_reparameterised_draw_and_its_derivatives():
+    mean = torch.full((50_000, 1), 3.0, requires_grad=True)
+    sigma = torch.full((50_000, 1), 0.5, requires_grad=True)
+    z = vae.reparameterise(mean, 2 * sigma.log())
+    assert z.mean().item() == pytest.approx(3, abs=0.02)
+    assert z.std().item() == pytest.approx(0.5, abs=0.01)
+    by_mean, by_sigma = torch.autograd.grad(z.sum(), (mean, sigma))
+    torch.testing.assert_close(by_mean, torch.ones_like(mean))
+    torch.testing.assert_close(by_sigma, (z - 3) / 0.5, rtol=1e-4, atol=1e-4)  # ε
+
+
+def test_log_likelihood_is_that_of_independent_coins():
+    x, logits = torch.rand(4, 1, 28, 28).round(), 5 * torch.randn(4, 1, 28, 28)
+    expected = Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3))
+    torch.testing.assert_close(vae.log_likelihood(x, logits), expected)
+
+
+@torch.no_grad()
+def test_elbo_importance_bounds_and_log_p_in_their_order(model):
+    x, y = an_image(model, 20_000)
+    exact, integral = log_p(model, x), elbo_by_integration(model, x, y).item()
+    elbo = model.elbo(x, y)
+    error = elbo.std().item() / 20_000**0.5
+    assert elbo.mean().item() == pytest.approx(integral, abs=5 * error)
+    one, three, many = [
+        vae.importance_bound(model, x[:n], y[:n], samples).mean().item()
+        for n, samples in ((6000, 1), (2000, 3), (2, 3000))
+    ]
+    assert one == pytest.approx(integral, abs=10 * error)
+    assert integral + 0.1 < three < exact - 0.01
+    assert many == pytest.approx(exact, abs=0.1)
+
+
+def test_the_gradient_of_the_elbo_is_that_of_the_integral(model):
+    x, y = an_image(model, 20_000)
+    bias = model.encoder.last.bias  # moves μ and log σ²
+    (expected,) = torch.autograd.grad(elbo_by_integration(model, x, y), bias)
+    (estimate,) = torch.autograd.grad(model.elbo(x, y).mean(), bias)
+    torch.testing.assert_close(estimate, expected, rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+def test_the_bounds_are_exact_where_q_is_the_posterior(model):
+    for weights in (model.encoder.last.weight, model.encoder.last.bias, model.decoder.first.weight):
+        torch.nn.init.zeros_(weights)  # x says nothing about z, and q is the prior
+    x, y = an_image(model)
+    assert model.elbo(x, y).item() == pytest.approx(log_p(model, x), abs=0.01)
+    assert vae.importance_bound(model, x, y, 5).item() == pytest.approx(log_p(model, x), abs=0.01)
+
+
+@torch.no_grad()
+def test_beta_weighs_the_kl():
+    torch.manual_seed(0)
+    model, x, y = vae.VAE(16, latent=3), torch.rand(5, 1, 28, 28).round(), torch.arange(5)
     elbos = []
-    for y in (None, vae.NULL, 3):
+    for beta in (0.0, 4.0):
         torch.manual_seed(0)
-        elbos.append(model.elbo(x, y))
-    assert torch.equal(elbos[0], elbos[1]) and not torch.equal(elbos[0], elbos[2])
+        elbos.append(model.elbo(x, y, beta))
+    mean, log_var = model.encode(x, y)
+    kl = kl_of_torch(Normal(mean, (log_var / 2).exp()), PRIOR).sum(1)
+    torch.testing.assert_close(elbos[0] - elbos[1], 4 * kl, rtol=1e-3, atol=1e-3)
 
 
-def test_samples_decode_z_of_the_prior():
-    """Of a linear decoder, the logits of samples are N(b, W Wᵀ)."""
-    torch.manual_seed(0)
-    model = LinearGaussian()
-    logits = model.sample(50000).logit().view(-1, 3)
-    assert torch.allclose(logits.mean(0), model.b, atol=4 * (2 / 50000) ** 0.5)  # variances are 2 at most
-    assert torch.allclose(logits.T.cov(), model.W @ model.W.T, atol=4 * (8 / 50000) ** 0.5)
+def test_bounds_by_class(model):
+    x, _ = an_image(model, 2)
+    bounds = vae.bound_by_class(model, x, samples=1000)
+    for label in range(3):
+        assert bounds[label].tolist() == pytest.approx([log_p(model, x, label)] * 2, abs=0.3)
 
 
-def test_samples_without_a_class_draw_it_first():
-    torch.manual_seed(0)
-    model = vae.VAE(64, 3)
-    with torch.no_grad():  # the first hidden layer hears of the class alone, and loudly
-        model.decoder[0].weight[:, :3] = 0
-        model.decoder[0].weight[:, 3:] *= 30
-    of_each = torch.stack([model.decode(torch.zeros(1, 3), y)[0] for y in range(11)]).sigmoid().flatten(1)
-    drawn = torch.cdist(model.sample(5000).flatten(1), of_each).argmin(1)
-    shares = drawn.bincount(minlength=11) / 5000
-    assert shares.tolist() == pytest.approx([0.1] * 10 + [0], abs=4 * (0.09 / 5000) ** 0.5)
-    assert (torch.cdist(model.sample(100, 7).flatten(1), of_each).argmin(1) == 7).all()
-    model.conditional = False
-    assert (torch.cdist(model.sample(100).flatten(1), of_each).argmin(1) == vae.NULL).all()
+@torch.no_grad()
+def test_samples_decode_draws_from_the_prior(model):
+    images = model.sample(torch.full((20_000,), 2))
+    weights = (PRIOR.log_prob(Z).exp() * DZ)[..., None, None]
+    expected = (weights * model.decode(Z, torch.full((len(Z),), 2)).sigmoid()).sum(0)
+    torch.testing.assert_close(images.mean(0), expected, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("more", ["", "--classes 1"])
+def test_a_saved_model_samples(more):
+    model, saved = short_run(vae, f"{TINY['vae']} {more}")
+    assert len(saved["curve"]) == 2
+    check_samples(model)
+
+
+FLAGS = "--steps 400 --batch-size 100 --hidden 200 --latent 8 --save-every 400"
+
+
+@functools.cache
+def kl_and_loss(*edits, more=""):
+    """After a short run: the KL of each dimension of z, and −ELBO, means over test digits."""
+    model, _ = short_run(edited("vae", *edits), f"{FLAGS} {more}")
+    x, y = vae.binarise(digits()[2]), digits()[3]
+    with torch.no_grad():
+        kl, loss = vae.kl_divergence(*model.encode(x, y)).mean(0), -vae.VAE.elbo(model, x, y).mean()
+    print(edits, more, kl, loss)
+    return kl, loss
+
+
+@pytest.mark.slow
+def test_break_a_draw_without_gradient():
+    kl, loss = kl_and_loss(("(x, self.decode(z, y))", "(x, self.decode(z.detach(), y))"))
+    assert kl.sum() < 0.01 and kl_and_loss()[0].sum() > 5 and loss > kl_and_loss()[1] + 20
+
+
+@pytest.mark.slow
+def test_break_a_mean_instead_of_a_sum():
+    kl, loss = kl_and_loss(("by_pixel.flatten(1).sum(1)", "by_pixel.flatten(1).mean(1)"))
+    assert kl.max() < 0.01 and loss > kl_and_loss()[1] + 20
+
+
+@pytest.mark.slow
+def test_break_no_price_for_what_z_says():
+    kl, loss = kl_and_loss(more="--beta 0")
+    assert kl.sum() > 5 * kl_and_loss()[0].sum() and loss > 2 * kl_and_loss()[1]
