@@ -27,15 +27,19 @@ The creation is a chain the other way, given the class y, from p(x_T) = N(0, I):
 
 What should μ be? Were x_0 known, Bayes' rule would give the right step back, q(x_{t−1} | x_t, x_0):
 a Gaussian, worked out below. All it needs of x_0 is the noise ε in x_t. So a network ε̂ learns to
-find the noise, and the loss is its mean square error at a random t:
+find the noise; the loss is its mean square error at a random t (`bound` shows why that is right):
 
     E ‖ε − ε̂(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t, y)‖²                                   equation 14
 
-Why that is nearly maximum likelihood is shown at `bound`, near the end.
+Run `python ddpm.py`; pictures appear in out/ddpm/. On MNIST and two cores of an AMD EPYC
+(bfloat16) it takes @S@ seconds. Bound on test images, no guidance: @BOUND@ bits/dim (bits a
+pixel; a bound of b nats is b / (784 ln 2)), @BOUND1@ with --classes 1; grey levels by their
+shares: 1.967. A separate classifier finds the class in @ACC@ % of 5,000 guided samples, and in
+@ACCA@ % of 1,000 by Algorithm 2; Fréchet distance to test digits (benchmarks/judge.py) @FD@ and
+@FDA@.
 
-
-Good at: clear samples, stable training, being steered. Bad at: speed, many passes a sample. Read
-before: vae.py. Read next: ebm.py, variations/.
+Good at: clear samples, stable training, being steered. Bad at: speed, many passes a sample.
+Read before: vae.py. Read next: ebm.py, variations/.
 """
 
 import argparse
@@ -73,14 +77,13 @@ def parse_flags(argv=None):
 
 # %% Data
 def to_pixels(images):
-    """Grey levels 0 to 255 as numbers in [−1, 1]: then x_0 is about as large as the noise."""
-    return images / 127.5 - 1
+    return images / 127.5 - 1  # grey levels 0 to 255 become −1 to 1, about as large as the noise
 
 
 # %% Model
-# The network takes an image and gives an image, the noise. A U-Net does that at two scales: it
-# halves the resolution to see the whole digit, doubles it again, and hands the fine features
-# across. Time, as sines and cosines, and class scale and shift the channels in each block.
+# The network takes an image and gives an image, the noise. A U-Net does so at two scales: it halves
+# the resolution to see the whole digit, doubles it again and hands the fine features across. Time
+# (as sines and cosines) and class scale and shift the channels in each block.
 class ResBlock(nn.Module):
     """Two convolutions, added to the input, (B, C_in, H, W) to (B, C, H, W)."""
 
@@ -135,10 +138,8 @@ class UNet(nn.Module):
 
 
 # The right step back, for someone who knows x_0. By Bayes' rule, as a function of x_{t−1},
-#
 #     log q(x_{t−1} | x_t, x_0) = log q(x_t | x_{t−1}) + log q(x_{t−1} | x_0) + constant
 #       = −(x_t − √α_t x_{t−1})² / 2β_t − (x_{t−1} − √ᾱ_{t−1} x_0)² / 2(1 − ᾱ_{t−1}) + constant
-#
 # a square in x_{t−1}, so it is a Gaussian. Call its variance β̃ and its mean μ̃. The factor of
 # −x_{t−1}² / 2 is 1 / β̃, the factor of x_{t−1} is μ̃ / β̃. Collecting both,
 #
@@ -203,8 +204,7 @@ class DDPM(nn.Module):
             x = mean + variance.sqrt() * torch.randn_like(x)
         return (self.last_step(x) @ self.levels + 1) / 2  # the mean of p(x_0 | x_1)
 
-    # The last step has no network: x_1 is x_0 with noise of 0.01, a grey level being 2 / 255.
-    # Bayes' rule with the histogram h of grey levels: p(x_0 | x_1) ∝ h(x_0) N(x_1; √ᾱ_1 x_0, β_1).
+    # By Bayes' rule, with h the shares of grey levels: p(x_0 | x_1) ∝ h(x_0) N(x_1; √ᾱ_1 x_0, β_1).
     def last_step(self, x1):
         """p(x_0 | x_1) for each of the 256 grey levels of each pixel, (B, 1, 28, 28, 256)."""
         distance = x1[..., None] - self.alpha_bar[1].sqrt() * self.levels
@@ -283,8 +283,7 @@ def grid(images, title):
     images = torch.cat([images, torch.zeros_like(images[:missing])]).cpu()
     rows = [torch.cat(list(row), dim=2) for row in images.split(10)]
     page = torch.cat(rows, dim=1)[0]
-    height, width = page.shape
-    figure = Figure(figsize=(width / 45, height / 45 + 0.6), layout="constrained")
+    figure = Figure(figsize=(6.2, len(page) / 45 + 0.6), layout="constrained")
     axes = figure.subplots()
     axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
     axes.set_axis_off()
@@ -292,12 +291,12 @@ def grid(images, title):
     return figure
 
 
-# What does the noise say about probability? log q(x_t | x_0) is −(x_t − √ᾱ_t x_0)² / 2(1 − ᾱ_t)
-# and a constant; its gradient in x_t is −ε / √(1 − ᾱ_t). Averaged over all x_0 that may be behind
-# x_t, that is ∇ log q(x_t), the score: it points to likelier images. To see more of the class,
-# follow ∇ log p(x) + w ∇ log p(y | x), w > 1. By Bayes' rule the second gradient is ∇ log p(x | y)
-# minus ∇ log p(x), and a network that was at times given no class knows both: classifier-free
-# guidance (Ho & Salimans 2022, arXiv:2207.12598, whose w is ours minus 1).
+# What has noise to do with probability? log q(x_t | x_0) is −(x_t − √ᾱ_t x_0)² / 2(1 − ᾱ_t) and a
+# constant; its gradient in x_t is −ε / √(1 − ᾱ_t). Its mean over all x_0 that may be behind x_t is
+# ∇ log q(x_t), the score: it points to likelier images. To see more of the class, follow ∇ log p(x)
+# + w ∇ log p(y | x), w > 1. By Bayes' rule the latter is ∇ log p(x | y) − ∇ log p(x), and a network
+# that was at times given no class knows both: classifier-free guidance (Ho & Salimans 2022,
+# arXiv:2207.12598, whose w is ours minus 1).
 def guided_noise(model, x, t, y, w):
     """ε̂ of x_t (B, 1, 28, 28) at the time t, a number, for classes y (B,), guided by w."""
     times = torch.full_like(y, t)
@@ -308,9 +307,9 @@ def guided_noise(model, x, t, y, w):
     return without + w * (with_class - without)
 
 
-# A thousand passes are many. But equation 4 speaks of any t: from x̂_0 and ε̂, the guesses at t,
-# compute what x would be at a much earlier time s, with no new noise. This is DDIM (Song, Meng &
-# Ermon 2021, arXiv:2010.02502, eq. 12 with σ = 0). A dozen times will do, closest near the end.
+# A thousand passes are many. But equation 4 speaks of any t: from x̂_0 and ε̂ at t it gives x at a
+# much earlier time s. A dozen times will do, closest near the end. This is DDIM (Song, Meng &
+# Ermon 2021, arXiv:2010.02502, eq. 12 with σ = 0).
 @torch.no_grad()
 def ddim(model, x, y, steps, w):
     """From x_T (B, 1, 28, 28) to x_0: yields t, x_t and x̂_0 at each of the times."""
@@ -333,13 +332,12 @@ def ddim_sample(model, y, steps=12, w=1.6):
 
 
 # The chain is a latent variable model as in vae.py, x_1 … x_T its latents and q a fixed encoder:
-#
 #     −log p(x_0 | y) ≤ E_q[log q(x_1, …, x_T | x_0) − log p(x_0, …, x_T | y)]        by Jensen
 #       = E_q[log q(x_T | x_0) / p(x_T) + Σ_{t ≥ 2} log q(x_{t−1} | x_t, x_0) / p(x_{t−1} | x_t, y)
 #             − log p(x_0 | x_1)] = L_T + Σ_{t ≥ 2} L_{t−1} + L_0         q turned by Bayes' rule
 #
-# L_T and L_{t−1} are KLs. Two Gaussians of one variance are (μ̃ − μ)² / 2β̃ apart, a multiple of
-# (x_0 − x̂_0)², and that of (ε − ε̂)²: but for these multiples, the loss is this bound.
+# L_T, L_{t−1} are KLs. That of two Gaussians of one variance is (μ̃ − μ)² / 2β̃, a multiple of
+# (x_0 − x̂_0)², hence of (ε − ε̂)²: but for these multiples, the loss is this bound.
 def L_T(model, x0):
     """KL(q(x_T | x_0) ‖ N(0, I)), as in vae.py: how much of x_0 is left in x_T."""
     alpha_bar = model.alpha_bar[model.T]
@@ -404,13 +402,20 @@ def evaluate(run, model, x, y):
     pages = []
     noise = torch.randn(len(shown), 1, 28, 28, device=x.device)
     for t, x_t, x0 in ddim(model, noise, shown, 40, w):
-        title = f"x_t at t = {t}; below it the guess at x_0"
-        pages.append(grid(torch.cat([x_t, x0]) / 2 + 0.5, title))
+        pages.append(grid(torch.cat([x_t, x0]) / 2 + 0.5, f"x_t at t = {t}; below: guess at x_0"))
     run.picture("denoising.gif", *pages)
 
 
 # %% Notes
-# ...
+# Differs from the paper: a U-Net of 0.3 M weights (theirs: 36 M) that adds its input to its
+# output; no attention; no average of the weights, which gained nothing; classes; the last step by
+# Bayes' rule. Bound and sampler both clamp x̂_0 and use σ_t² = β̃; σ_t² = β_t would cost 0.29
+# bits/dim.
+#
+# Things to break:
+# 1. In `UNet.forward`, leave out "x +": after the same steps the loss is higher.
+# 2. In `DDPM`, torch.linspace(0.1, 2, timesteps): x_T still shows the digit, and L_T is large.
+# 3. In `predict_x0`, leave out the clamp: the bound gets worse.
 
 
 # %% The frame: flags, checkpoints, status lines, pictures; the same in every script

@@ -43,6 +43,10 @@ How to read the losses. They need not fall: each is measured against an opponent
 D's loss, −V, is near 0 when D tells all images apart, and near 2 log 2 = 1.386 nats (log is the
 natural logarithm, its unit the nat) when D can only guess: as G is good, or as D is bad.
 
+Run `python gan.py`; pictures appear in out/gan/. On MNIST and two cores of an AMD EPYC (bfloat16)
+it takes @S@ seconds. A separate classifier finds the class asked for in @ACC@ % of 5,000 samples;
+in its features their Fréchet distance to test digits (benchmarks/judge.py) is @FD@, that of
+unseen real digits 0.7, of noise 2674.
 
 Good at: sharp samples in one pass. Bad at: being measured, for there is no p(x); and variety: G may
 draw all sevens alike (mode collapse), as D judges each image by itself. Read before: vae.py. Read
@@ -255,8 +259,7 @@ def grid(images, title):
     images = torch.cat([images, torch.zeros_like(images[:missing])]).cpu()
     rows = [torch.cat(list(row), dim=2) for row in images.split(10)]
     page = torch.cat(rows, dim=1)[0]
-    height, width = page.shape
-    figure = Figure(figsize=(width / 45, height / 45 + 0.6), layout="constrained")
+    figure = Figure(figsize=(6.2, len(page) / 45 + 0.6), layout="constrained")
     axes = figure.subplots()
     axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
     axes.set_axis_off()
@@ -311,7 +314,23 @@ def evaluate(run, model, x_train, y_train, x, y):
 
 
 # %% Notes
-# ...
+# Differs from the paper: convolutions, R1, the class, Adam with β1 = 0 and a rate that rises and
+# falls. Each switched off once (class accuracy, Fréchet distance by benchmarks/judge.py, 5,000
+# samples):
+#
+#     as it is                                @A0@ %    @F0@
+#     no R1 (--gamma 0)                       @A1@ %    @F1@
+#     β1 = 0.5 instead of 0                   @A2@ %    @F2@
+#     a constant rate, half the peak          @A3@ %    @F3@
+#     with an average of G's weights (EMA)    99.0 %    0.73    no gain: left out
+#
+# Things to break:
+# 1. In `generator_loss`, return F.softplus(fake).mean(), a wrong sign: G helps D, whose loss
+#    nears 0.
+# 2. In `main`, G(z, labels.flip(0)): G and D are given other classes, samples ignore theirs.
+# 3. Set --gamma 0: @BREAK3@
+#
+# References: a GAN of today is R3GAN (Huang et al. 2025, arXiv:2501.05441).
 
 
 # %% The frame: flags, checkpoints, status lines, pictures; the same in every script

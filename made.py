@@ -40,6 +40,12 @@ large. Lower is better.
 Sampling goes in order. The image is all zeros at first: compute p_1, draw x_1 and write it into the
 image; compute p_2, draw x_2; and so on, 784 passes.
 
+Run `python made.py`; pictures appear in out/made/. On MNIST and two cores of an AMD EPYC
+(bfloat16) it takes @S@ seconds. Test images, nats: half ink, half paper 543.43 (each pixel by the
+toss of a coin); mean pixels 205.94 (each by itself, as often ink as in training); NLL of this
+model @NLL@ given the class, @MARG@ without (a mean over classes, below), and @NLL1@ with
+--classes 1. Bayes' rule classifies @BAYES@ % of the test images, and a separate classifier @ACC@
+% of 5,000 samples.
 
 Good at: exact likelihoods, in one pass. Bad at: speed of sampling, and shapes; the network does
 not know which pixels are neighbours. Read before: nothing. Read next: char_rnn.py, pixelcnn.py.
@@ -243,8 +249,7 @@ def grid(images, title):
     images = torch.cat([images, torch.zeros_like(images[:missing])]).cpu()
     rows = [torch.cat(list(row), dim=2) for row in images.split(10)]
     page = torch.cat(rows, dim=1)[0]
-    height, width = page.shape
-    figure = Figure(figsize=(width / 45, height / 45 + 0.6), layout="constrained")
+    figure = Figure(figsize=(6.2, len(page) / 45 + 0.6), layout="constrained")
     axes = figure.subplots()
     axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
     axes.set_axis_off()
@@ -336,7 +341,24 @@ def evaluate(run, model, x_train, x, y):
 
 
 # %% Notes
-# ...
+# Differs from the paper: degrees of hidden units are evenly spread, not drawn; the second hidden
+# layer is added to the first; Adam with a rising and falling rate; images drawn anew at each step
+# (the paper's are drawn once: about 2 nats apart, never compare); the class as an input. The
+# direct weights are the paper's, and matter most: on validation images after 6,000 steps of 128,
+# plain 93.4 nats, second layer added @RES@, direct weights too 84.6.
+#
+# How much does the order matter? NLL of test images, each trained by `--order`: rows @ROWS@,
+# columns @COLS@, random @RAND@; the average of the three models @AVG@. @LESSON@
+#
+# Things to break:
+# 1. In `__init__`, put `pixels` instead of `pixels - 1` for the output layer: an output sees its
+#    own pixel, the NLL falls towards 0, and samples are noise.
+# 2. In `main`, put (x[batch] > 127).float() instead of binarise(x[batch]): training falls far
+#    below validation.
+# 3. In `draw`, go through pixels.flip(0): the NLL is as before, samples are noise.
+#
+# References: before it, NADE (Larochelle & Murray 2011); layers that are added: Nash & Durkan
+# 2019.
 
 
 # %% The frame: flags, checkpoints, status lines, pictures; the same in every script

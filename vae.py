@@ -45,6 +45,10 @@ it tight by coming close to p(z | x, y), the posterior: the styles that may have
 Logarithms are natural and their unit is the nat: add one nat to log p, and p is e times as large.
 The loss is −ELBO, so lower is better.
 
+Run `python vae.py`; pictures appear in out/vae/. On MNIST and two cores of an AMD EPYC (bfloat16)
+it takes @S@ seconds. Test images, nats: each pixel by itself, as often ink as in training,
+205.94; −ELBO of this model @ELBO@, and @ELBO1@ with --classes 1. A separate classifier finds the
+class asked for in @ACC@ % of 5,000 samples.
 
 Good at: fast sampling, a space of styles to walk in. Bad at: sharpness; given z the pixels are
 independent, so what z leaves open comes out as a probability near 1/2, a grey. Read before:
@@ -246,8 +250,7 @@ def grid(images, title):
     images = torch.cat([images, torch.zeros_like(images[:missing])]).cpu()
     rows = [torch.cat(list(row), dim=2) for row in images.split(10)]
     page = torch.cat(rows, dim=1)[0]
-    height, width = page.shape
-    figure = Figure(figsize=(width / 45, height / 45 + 0.6), layout="constrained")
+    figure = Figure(figsize=(6.2, len(page) / 45 + 0.6), layout="constrained")
     axes = figure.subplots()
     axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
     axes.set_axis_off()
@@ -255,9 +258,9 @@ def grid(images, title):
     return figure
 
 
-# Draw K styles z_k from q, with weights w_k = p(x | z_k, y) p(z_k) / q(z_k | x, y). Their mean is
-# p(x | y) on average, so by Jensen its log is on average a bound. K = 1 is the ELBO; more draws make
-# it tighter: importance weighting (Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519).
+# Draw K styles z_k ~ q with weights w_k = p(x | z_k, y) p(z_k) / q(z_k | x, y). Their mean is
+# p(x | y) on average, so by Jensen its log is a bound on average. K = 1 is the ELBO; more draws
+# make it tighter: importance weighting (Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519).
 @torch.no_grad()
 def importance_bound(model, x, y, samples):
     """A bound on log p(x | y) that is tighter than the ELBO, nats (B,)."""
@@ -349,7 +352,17 @@ def evaluate(run, model, x_train, x, y):
 
 
 # %% Notes
-# ...
+# Differs from the paper: a second hidden layer, added to the first; SiLU instead of tanh; Adam
+# with a rate that rises and falls instead of Adagrad; the class (Kingma et al. 2014,
+# arXiv:1406.5298). −ELBO on validation images after 20,000 steps: 500 units 88.1 nats, with the
+# second layer added 87.8, 800 units 86.9, half the rate 89.1. --beta is not the paper's (Higgins
+# et al. 2017): above 1, fewer dimensions of z say anything.
+#
+# Things to break:
+# 1. In `elbo`, decode z.detach(): the encoder learns from the price alone, and the KL falls to 0.
+# 2. In `log_likelihood`, .mean(1) instead of .sum(1): the price outweighs the pixels, the KL is
+#    0.
+# 3. Set --beta 0: z may say anything at no price, and what the prior draws was never decoded.
 
 
 # %% The frame: flags, checkpoints, status lines, pictures; the same in every script

@@ -421,7 +421,7 @@ def test_names_give_digits_speakers_and_the_test(tmp_path):
     assert [(len(x), *names) for x, *names in train] == [(103, 3, "Élise-2"), (100, 7, "anna")]
     assert [(len(x), *names) for x, *names in test] == [(102, 0, "bob"), (101, 7, "anna")]
     assert re.fullmatch(rf"sounds in {tmp_path.name} {MD5}", source)
-    (tmp_path / "7_anna_12.wav").rename(tmp_path / "8_anna_12.wav")
+    (tmp_path / "3_Élise-2_49.wav").rename(tmp_path / "4_Élise-2_49.wav")
     assert data.audio(tmp_path)[-1] != source  # for names are labels
 
 
@@ -444,6 +444,7 @@ def test_one_other_name_takes_the_digits_from_all(tmp_path, odd):
 def test_empty_sounds_are_left_out_and_said(tmp_path, capsys):
     sizes = {"0_a_1": 0, "0_a_2": 2, "0_a_3": 3, "0_a_9": 3}
     write(tmp_path, {f"{name}.wav": wav(np.zeros(size)) for name, size in sizes.items()})
+    write(tmp_path, {"0_a_0.wav": wav([0], rate=44100)})
     train, test, _ = data.audio(tmp_path)
     said = capsys.readouterr().err
     assert (len(train), len(test)) == (1, 1) and "0_a_1" in said and "0_a_2" in said

@@ -196,12 +196,12 @@ def test_ddim_walks_straight_to_the_only_image_there_is():
         x_T = torch.randn(2, 1, 28, 28)
         walk = list(ddpm.ddim(model, x_T, NO_CLASS[:2], steps, w=1))
         times = [t for t, _, _ in walk]
-        assert times == sorted(set(times), reverse=True) and (times[0], times[-1]) == (1000, 0)
+        assert times == sorted(set(times), reverse=True) and (times[0], times[-1]) == (1000, 1)
         assert len(walk) == steps + 1 or steps == 1000
         eps = model.network(x_T, torch.full((2,), 1000), NO_CLASS[:2])
         for t, x, _ in walk:  # all on one line: the same noise, ever less of it
             close(x, model.add_noise(image, t, eps), atol=2e-3)
-        close(walk[-1][1], image.expand(2, -1, -1, -1), atol=1e-4)
+        close(walk[-1][2], image.expand(2, -1, -1, -1), atol=0.06)  # the mean of p(x_0 | x_1)
 
 
 @torch.no_grad()
@@ -209,7 +209,7 @@ def test_ddim_samples_are_guided_by_default():
     y, flags = torch.tensor([2, 5]), ddpm.parse_flags([])
     model = oracle(lambda x, alpha_bar: 0.0)
     samples = ddpm.ddim_sample(model, y)
-    assert samples.shape == (2, 1, 28, 28) and (samples - 0.5).abs().max() < 1e-4
+    assert samples.shape == (2, 1, 28, 28) and (samples - 0.5).abs().max() < 0.03
     asked = [labels for _, labels in model.calls]
     assert asked == [[2, 5], [10, 10]] * flags.sampling_steps and flags.guidance > 1
 
@@ -246,23 +246,13 @@ def test_labels_are_withheld_in_training(monkeypatch, more, withheld):
     assert share == pytest.approx(withheld, abs=0.04 if withheld == 0.1 else 0)
 
 
-def test_averaged_weights_follow_slowly():
-    average, model = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
-    before = average.weight - model.weight
-    for _ in range(7):
-        ddpm.update_average(average, model, window=10)
-    close(average.weight - model.weight, 0.9**7 * before, rtol=1e-4)
-    ddpm.update_average(average, model, window=0.5)  # a run of fewer than ten steps
-    close(average.weight, model.weight, atol=1e-6)
-
-
 def test_a_saved_model_samples_and_knows_the_shares_of_grey_levels():
     model, saved = short_run(ddpm, TINY["ddpm"])
     x = digits()[0]
     counts = x[: len(x) * 11 // 12].flatten().bincount(minlength=256) + 1
     close(model.histogram, counts / counts.sum(), rtol=1e-5)
     for name, weights in model.state_dict().items():
-        assert torch.equal(weights, saved["average"][name])
+        assert torch.equal(weights, saved["model"][name])
     check_samples(model)
 
 
@@ -293,7 +283,7 @@ def test_break_a_chain_that_ends_too_early():
 
 @pytest.mark.slow
 def test_break_no_short_way_for_the_noise():
-    cut = edited("ddpm", ("return x + F.pixel_shuffle", "return F.pixel_shuffle"))
+    cut = edited("ddpm", ("return x + h.float()", "return h.float()"))
     for whole, broken in zip(intact()[1]["curve"], short_run(cut, FLAGS)[1]["curve"]):
         assert broken["validation"] > 1.3 * whole["validation"]
 

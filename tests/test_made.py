@@ -138,7 +138,6 @@ def test_break_an_output_that_sees_its_own_pixel():
     # Whoever knew each pixel's grey level could do no better than the entropy of the coin flips.
     coins = torch.distributions.Bernoulli(digits()[0][11_000:] / 255)
     possible = coins.entropy().flatten(1).sum(1).mean().item()
-    print(broken, possible, intact()[1]["curve"][-1]["validation"])
     assert broken < 0.8 * possible and possible < intact()[1]["curve"][-1]["validation"]
 
 
@@ -148,7 +147,6 @@ def test_break_thresholded_pixels():
     gaps = []
     for curve in (intact()[1]["curve"], short_run(hard, FLAGS)[1]["curve"]):
         gaps.append(curve[-1]["validation"] - curve[-1]["training"])
-    print(gaps)
     assert gaps[1] > gaps[0] + 5 and abs(gaps[0]) < 3
 
 
@@ -161,8 +159,6 @@ def test_break_drawing_backwards():
     broken.load_state_dict(model.state_dict())
     y = torch.arange(50) % 10
     samples, noise = model.sample(y), broken.sample(y)
-    print(class_accuracy(samples, y), class_accuracy(noise, y))
     assert class_accuracy(samples, y) > 0.9 and class_accuracy(noise, y) < 0.6
     nll = [-m.log_prob(x, y).mean() for m, x in ((model, samples), (model, noise), (broken, noise))]
-    print(nll)
     assert nll[1] == nll[2] > 1.5 * nll[0]  # the model itself finds them improbable
