@@ -285,7 +285,7 @@ def grid(images, title):
     page = torch.cat(rows, dim=1)[0]
     figure = Figure(figsize=(6.2, len(page) / 45 + 0.6), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(page.numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set_axis_off()
     axes.set_title(title)
     return figure

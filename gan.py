@@ -261,7 +261,7 @@ def grid(images, title):
     page = torch.cat(rows, dim=1)[0]
     figure = Figure(figsize=(6.2, len(page) / 45 + 0.6), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(page.numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set_axis_off()
     axes.set_title(title)
     return figure
@@ -328,7 +328,8 @@ def evaluate(run, model, x_train, y_train, x, y):
 # 1. In `generator_loss`, return F.softplus(fake).mean(), a wrong sign: G helps D, whose loss
 #    nears 0.
 # 2. In `main`, G(z, labels.flip(0)): G and D are given other classes, samples ignore theirs.
-# 3. Set --gamma 0: @BREAK3@
+# 3. Set --gamma 0: at real images D gets some fifty times as steep, and its loss falls: G is
+#    outplayed.
 #
 # References: a GAN of today is R3GAN (Huang et al. 2025, arXiv:2501.05441).
 

@@ -251,7 +251,7 @@ def grid(images, title):
     page = torch.cat(rows, dim=1)[0]
     figure = Figure(figsize=(6.2, len(page) / 45 + 0.6), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(page.numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set_axis_off()
     axes.set_title(title)
     return figure
@@ -334,7 +334,7 @@ def evaluate(run, model, x_train, x, y):
     titles = ["class, pixels to units", "units to units", "units to outputs", "pixels to outputs"]
     layers = [model.first, model.second, model.output, model.direct]
     for axes, layer, title in zip(figure.subplots(1, 4), layers, titles):
-        axes.imshow(layer.mask.cpu(), cmap="gray_r", aspect="auto", interpolation="nearest")
+        axes.imshow(layer.mask.cpu().numpy(), cmap="gray_r", aspect="auto", interpolation="nearest")
         axes.set(title=title, xlabel="from", ylabel="to")
     figure.suptitle("the masks: black weights stay, white ones are cut")
     run.picture("masks.png", figure)
@@ -351,8 +351,8 @@ def evaluate(run, model, x_train, x, y):
 # columns @COLS@, random @RAND@; the average of the three models @AVG@. @LESSON@
 #
 # Things to break:
-# 1. In `__init__`, put `pixels` instead of `pixels - 1` for the output layer: an output sees its
-#    own pixel, the NLL falls towards 0, and samples are noise.
+# 1. In `__init__`, put `pixels` instead of `pixels - 1` in `self.direct`: an output sees its own
+#    pixel, the NLL falls below what any true probability can reach, and samples are noise.
 # 2. In `main`, put (x[batch] > 127).float() instead of binarise(x[batch]): training falls far
 #    below validation.
 # 3. In `draw`, go through pixels.flip(0): the NLL is as before, samples are noise.

@@ -113,7 +113,9 @@ def test_algorithm_2_draws_the_only_image_there_is():
     image = some_digits(1)
     model = oracle(lambda x, alpha_bar: image)
     samples = model.sample(torch.arange(3))
-    assert model.calls == [([t] * 3, [0, 1, 2]) for t in range(1000, 1, -1)]
+    times = torch.tensor([times for times, _ in model.calls])
+    assert torch.equal(times, torch.arange(1000, 1, -1)[:, None].expand(-1, 3))
+    assert all(y == [0, 1, 2] for _, y in model.calls)
     close(samples, (image.expand(3, -1, -1, -1) + 1) / 2, atol=0.03)
 
 
@@ -190,8 +192,10 @@ def test_the_bound_of_coin_flips_is_hardly_above_their_entropy():
 
 
 def test_ddim_walks_straight_to_the_only_image_there_is():
-    image = some_digits(1)
+    image = some_digits(1).sign()  # black and white
     model = oracle(lambda x, alpha_bar: image)
+    model.histogram.fill_(1e-9)
+    model.histogram[[0, 255]] = 0.5
     for steps in (1, 12, 1000):
         x_T = torch.randn(2, 1, 28, 28)
         walk = list(ddpm.ddim(model, x_T, NO_CLASS[:2], steps, w=1))
@@ -201,7 +205,7 @@ def test_ddim_walks_straight_to_the_only_image_there_is():
         eps = model.network(x_T, torch.full((2,), 1000), NO_CLASS[:2])
         for t, x, _ in walk:  # all on one line: the same noise, ever less of it
             close(x, model.add_noise(image, t, eps), atol=2e-3)
-        close(walk[-1][2], image.expand(2, -1, -1, -1), atol=0.06)  # the mean of p(x_0 | x_1)
+        close(walk[-1][2], image.expand(2, -1, -1, -1), atol=1e-3)  # the mean of p(x_0 | x_1)
 
 
 @torch.no_grad()
