@@ -3,12 +3,12 @@
 # ///
 """DDPM: denoising diffusion probabilistic models (Ho, Jain & Abbeel 2020, arXiv:2006.11239).
 
-How does one draw a digit, starting from pure noise? In one stroke nobody can. But take a digit,
-add a little noise, and ask for the digit before: that is easy. So destroy digits in T = 1000
-small steps, and learn to undo a single step. Undone a thousand times, noise becomes a digit.
+How does one draw a digit from pure noise? A network's guess at once would be a blur, the mean of
+all digits. But take a digit, add a little noise, and ask for it back: that is easy. So destroy
+digits in T = 1000 small steps, and learn to undo one. A thousand undone, noise has become a digit.
 
 The destruction is fixed. x_0 is the image, pixels in [−1, 1]; each step shrinks it a little and
-adds a little Gaussian noise, with variances β_1 = 0.0001 to β_T = 0.02:
+adds a little Gaussian noise, with variances β_1 = 0.0001 to β_T = 0.02, so the sum does not grow:
 
     q(x_t | x_{t−1}) = N(√α_t x_{t−1}, β_t I)        α_t = 1 − β_t,   ᾱ_t = α_1 α_2 ⋯ α_t
 
@@ -19,26 +19,25 @@ variances of independent noises add, to α_2 (1 − α_1) + (1 − α_2) = 1 −
 
       t        1       250     500     750     1000
       √ᾱ_t     1.000   0.724   0.280   0.058   0.006    what is left of the image
-      √1−ᾱ_t   0.010   0.690   0.960   0.998   1.000    how much noise there is
+      √(1−ᾱ_t) 0.010   0.690   0.960   0.998   1.000    how much noise there is
 
 The creation is a chain the other way, given the class y, from p(x_T) = N(0, I):
 
-    p(x_{t−1} | x_t, y) = N(μ(x_t, t, y), σ_t² I)    μ: from a network;   σ_t: given below
+    p(x_{t−1} | x_t, y) = N(μ(x_t, t, y), σ_t² I), t ≥ 2    μ: from a network;   σ_t²: β̃, below
 
 What should μ be? Were x_0 known, Bayes' rule would give the right step back, q(x_{t−1} | x_t, x_0):
-a Gaussian, worked out below. All it needs of x_0 is the noise ε in x_t. So a network ε̂ learns to
-find the noise; the loss is its mean square error at a random t (`bound` shows why that is right):
+a Gaussian, worked out below. By equation 4, x_0 is known if ε is, the noise of all t steps. So a
+network ε̂ learns to find it; the loss is its mean square error at a random t (why: above `L_T`):
 
     E ‖ε − ε̂(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t, y)‖²                                   equation 14
 
 Run `python ddpm.py`; pictures appear in out/ddpm/. On MNIST and two cores of an AMD EPYC
-(bfloat16) it takes @S@ seconds. Bound on test images, no guidance: @BOUND@ bits/dim (bits a
-pixel; a bound of b nats is b / (784 ln 2)), @BOUND1@ with --classes 1; grey levels by their
-shares: 1.967. A separate classifier finds the class in @ACC@ % of 5,000 guided samples, and in
-@ACCA@ % of 1,000 by Algorithm 2; Fréchet distance to test digits (benchmarks/judge.py) @FD@ and
-@FDA@.
+(bfloat16) it takes @S@ seconds. −ELBO of test images given the class: @BOUND@ bits/dim (bits a
+pixel; b nats are b / (784 ln 2)); each pixel by itself, grey levels as often as in training:
+1.967. A separate classifier finds the class in @ACC@ % of 5,000 samples by DDIM with guidance
+(Fréchet distance @FD@, see benchmarks/judge.py) and in @ACCA@ % of 1,000 by Algorithm 2 (@FDA@).
 
-Good at: clear samples, stable training, being steered. Bad at: speed, many passes a sample.
+Good at: clear samples, stable training, being steered. Bad at: speed, a sample takes many passes.
 Read before: vae.py. Read next: ebm.py, variations/.
 """
 
@@ -81,9 +80,9 @@ def to_pixels(images):
 
 
 # %% Model
-# The network takes an image and gives an image, the noise. A U-Net does so at two scales: it halves
-# the resolution to see the whole digit, doubles it again and hands the fine features across. Time
-# (as sines and cosines) and class scale and shift the channels in each block.
+# The network takes an image and gives an image, the noise. A U-Net does so at two scales: features
+# at 14 x 14 see strokes, at 7 x 7 the whole digit; the fine ones are also handed across. In each
+# block time (as sines and cosines) and class give every channel a factor and an offset.
 class ResBlock(nn.Module):
     """Two convolutions, added to the input, (B, C_in, H, W) to (B, C, H, W)."""
 
@@ -95,7 +94,7 @@ class ResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(math.gcd(8, C), C)
         self.conv2 = nn.Conv2d(C, C, 3, padding=1)
         self.skip = nn.Conv2d(C_in, C, 1) if C_in != C else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # at first a block is its skip
+        nn.init.zeros_(self.conv2.weight)  # at first a block is its skip and a bias
 
     def forward(self, x, e):
         scale, shift = self.scale_shift(e)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
@@ -137,18 +136,18 @@ class UNet(nn.Module):
         return x + h.float()  # x_t itself is nearly all noise at large t
 
 
-# The right step back, for someone who knows x_0. By Bayes' rule, as a function of x_{t−1},
+# Who knows x_0 knows the right step back. By Bayes' rule, as x_t sees x_0 only through x_{t−1},
 #     log q(x_{t−1} | x_t, x_0) = log q(x_t | x_{t−1}) + log q(x_{t−1} | x_0) + constant
 #       = −(x_t − √α_t x_{t−1})² / 2β_t − (x_{t−1} − √ᾱ_{t−1} x_0)² / 2(1 − ᾱ_{t−1}) + constant
-# a square in x_{t−1}, so it is a Gaussian. Call its variance β̃ and its mean μ̃. The factor of
-# −x_{t−1}² / 2 is 1 / β̃, the factor of x_{t−1} is μ̃ / β̃. Collecting both,
+# a square in x_{t−1}: a Gaussian, −(x_{t−1} − μ̃)² / 2β̃ + constant. Compare the factors of
+# −x_{t−1}² / 2 and of x_{t−1} on both sides, with α_t (1 − ᾱ_{t−1}) + β_t = 1 − ᾱ_t:
 #
 #     1 / β̃ = α_t / β_t + 1 / (1 − ᾱ_{t−1})                 so β̃ = β_t (1 − ᾱ_{t−1}) / (1 − ᾱ_t)
 #     μ̃ / β̃ = √α_t x_t / β_t + √ᾱ_{t−1} x_0 / (1 − ᾱ_{t−1})
 #     μ̃ = [√ᾱ_{t−1} β_t x_0 + √α_t (1 − ᾱ_{t−1}) x_t] / (1 − ᾱ_t)          equations 6 and 7
 #
-# The step that we take, p, has this variance and this mean with a guess x̂_0 for x_0. By equation
-# 4, x_0 = (x_t − √(1 − ᾱ_t) ε) / √ᾱ_t: whoever has found the noise has found x_0.
+# The step that we take, p, has the variance σ_t² = β̃ and this mean, with a guess x̂_0 for x_0: by
+# equation 4, (x_t − √(1 − ᾱ_t) ε̂) / √ᾱ_t. Where many x_0 fit x_t it is their mean, hence a blur.
 class DDPM(nn.Module):
     """The noising q and its reversal p, for images x (B, 1, 28, 28) in [−1, 1], classes y (B,)."""
 
@@ -170,14 +169,14 @@ class DDPM(nn.Module):
         return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
 
     def loss(self, x0, y):
-        """Algorithm 1, lines 2 to 5: the error of the predicted noise at a random t, a number."""
+        """Lines 3 to 5 of Algorithm 1: mean square error of the noise, t random for each image."""
         t = torch.randint(1, self.T + 1, (len(x0),), device=x0.device)  # 1 to T, T included
         eps = torch.randn_like(x0)
         predicted = self.network(self.add_noise(x0, t, eps), t, y)
         return F.mse_loss(predicted, eps)
 
     def predict_x0(self, x, t, eps):
-        """x̂_0: equation 4 solved for x_0, and no pixel darker or lighter than can be."""
+        """x̂_0: equation 4 solved for x_0; clamped, as at t = T an error in ε̂ counts 157-fold."""
         alpha_bar = self.alpha_bar[t]
         x0 = (x - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
         return x0.clamp(-1, 1)
@@ -195,7 +194,7 @@ class DDPM(nn.Module):
 
     @torch.no_grad()
     def sample(self, y):
-        """Algorithm 2: an image for each class in y (B,), (B, 1, 28, 28) in [0, 1]; T passes."""
+        """Algorithm 2: an image for each class in y (B,), (B, 1, 28, 28) in [0, 1]."""
         x = torch.randn(len(y), 1, 28, 28, device=y.device)
         for t in range(self.T, 1, -1):
             times = torch.full_like(y, t)
@@ -204,9 +203,9 @@ class DDPM(nn.Module):
             x = mean + variance.sqrt() * torch.randn_like(x)
         return (self.last_step(x) @ self.levels + 1) / 2  # the mean of p(x_0 | x_1)
 
-    # By Bayes' rule, with h the shares of grey levels: p(x_0 | x_1) ∝ h(x_0) N(x_1; √ᾱ_1 x_0, β_1).
+    # Bayes' rule, each pixel by itself: x_1 is x_0 but for a noise of about one grey level.
     def last_step(self, x1):
-        """p(x_0 | x_1) for each of the 256 grey levels of each pixel, (B, 1, 28, 28, 256)."""
+        """p(x_0 | x_1) ∝ h(x_0) N(x_1; √ᾱ_1 x_0, β_1), h the histogram, (B, 1, 28, 28, 256)."""
         distance = x1[..., None] - self.alpha_bar[1].sqrt() * self.levels
         log_p = self.histogram.log() - distance**2 / (2 * self.beta[1])
         return log_p.softmax(-1)
@@ -291,12 +290,12 @@ def grid(images, title):
     return figure
 
 
-# What has noise to do with probability? log q(x_t | x_0) is −(x_t − √ᾱ_t x_0)² / 2(1 − ᾱ_t) and a
-# constant; its gradient in x_t is −ε / √(1 − ᾱ_t). Its mean over all x_0 that may be behind x_t is
-# ∇ log q(x_t), the score: it points to likelier images. To see more of the class, follow ∇ log p(x)
-# + w ∇ log p(y | x), w > 1. By Bayes' rule the latter is ∇ log p(x | y) − ∇ log p(x), and a network
-# that was at times given no class knows both: classifier-free guidance (Ho & Salimans 2022,
-# arXiv:2207.12598, whose w is ours minus 1).
+# What has noise to do with probability? log q(x_t | x_0) has the gradient −ε / √(1 − ᾱ_t). Its mean
+# over the x_0 that may be behind x_t is ∇ log q(x_t), the score; and the mean of ε is what least
+# square error makes of ε̂. So −ε̂ points to likelier images. To see more of the class, follow
+# ∇ log q(x_t) + w ∇ log q(y | x_t) with w > 1. By Bayes' rule the second gradient is
+# ∇ log q(x_t | y) − ∇ log q(x_t), and a network at times given no class knows both scores:
+# classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598, whose w is ours minus 1).
 def guided_noise(model, x, t, y, w):
     """ε̂ of x_t (B, 1, 28, 28) at the time t, a number, for classes y (B,), guided by w."""
     times = torch.full_like(y, t)
@@ -307,9 +306,9 @@ def guided_noise(model, x, t, y, w):
     return without + w * (with_class - without)
 
 
-# A thousand passes are many. But equation 4 speaks of any t: from x̂_0 and ε̂ at t it gives x at a
-# much earlier time s. A dozen times will do, closest near the end. This is DDIM (Song, Meng &
-# Ermon 2021, arXiv:2010.02502, eq. 12 with σ = 0).
+# A thousand passes are many. But put x̂_0 and ε̂, found at t, into equation 4 for a much smaller
+# time s: it gives x_s, no noise drawn. A dozen times will do, densest at small t. This is DDIM
+# (Song, Meng & Ermon 2021, arXiv:2010.02502, eq. 12 with σ = 0).
 @torch.no_grad()
 def ddim(model, x, y, steps, w):
     """From x_T (B, 1, 28, 28) to x_0: yields t, x_t and x̂_0 at each of the times."""
@@ -321,7 +320,7 @@ def ddim(model, x, y, steps, w):
         alpha_bar = model.alpha_bar[t]
         eps = (x - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()  # the noise that fits this x̂_0
         x = model.add_noise(x0, s, eps)
-    yield 1, x, model.last_step(x) @ model.levels  # as in Algorithm 2
+    yield 1, x, model.last_step(x) @ model.levels  # as in DDPM.sample
 
 
 def ddim_sample(model, y, steps=12, w=1.6):
@@ -331,13 +330,13 @@ def ddim_sample(model, y, steps=12, w=1.6):
     return (x0 + 1) / 2
 
 
-# The chain is a latent variable model as in vae.py, x_1 … x_T its latents and q a fixed encoder:
+# The chain is a latent variable model as in vae.py, x_1 … x_T its latents, q a fixed encoder. The
+# −ELBO, with q from its end by Bayes' rule, q(x_T | x_0) Π_{t ≥ 2} q(x_{t−1} | x_t, x_0):
 #     −log p(x_0 | y) ≤ E_q[log q(x_1, …, x_T | x_0) − log p(x_0, …, x_T | y)]        by Jensen
 #       = E_q[log q(x_T | x_0) / p(x_T) + Σ_{t ≥ 2} log q(x_{t−1} | x_t, x_0) / p(x_{t−1} | x_t, y)
-#             − log p(x_0 | x_1)] = L_T + Σ_{t ≥ 2} L_{t−1} + L_0         q turned by Bayes' rule
-#
-# L_T, L_{t−1} are KLs. That of two Gaussians of one variance is (μ̃ − μ)² / 2β̃, a multiple of
-# (x_0 − x̂_0)², hence of (ε − ε̂)²: but for these multiples, the loss is this bound.
+#             − log p(x_0 | x_1)] = L_T + Σ_{t ≥ 2} L_{t−1} + L_0
+# L_T, L_{t−1} are KLs. That of two Gaussians of variance β̃ is (μ̃ − μ)² / 2β̃ a pixel; but for the
+# clamp that is β_t (ε − ε̂)² / 2α_t (1 − ᾱ_{t−1}). Without that factor it is the loss at t.
 def L_T(model, x0):
     """KL(q(x_T | x_0) ‖ N(0, I)), as in vae.py: how much of x_0 is left in x_T."""
     alpha_bar = model.alpha_bar[model.T]
@@ -393,12 +392,12 @@ def evaluate(run, model, x, y):
     run.report(results)
 
     shown = ten_classes(y)
-    w = run.args.guidance
-    samples = ddim_sample(model, shown.repeat(10), run.args.sampling_steps, w)
-    run.picture("samples.png", grid(samples, f"by DDIM in a few passes, guidance {w:g}"))
-    print(f"Algorithm 2, {model.T:,} passes ...", flush=True)
+    steps, w = run.args.sampling_steps, run.args.guidance
+    samples = ddim_sample(model, shown.repeat(10), steps, w)
+    run.picture("samples.png", grid(samples, f"{steps} steps of DDIM, guidance {w:g}"))
+    print(f"Algorithm 2, {model.T:,} steps ...", flush=True)
     samples = model.sample(shown.repeat(5))
-    run.picture("algorithm_2.png", grid(samples, f"Algorithm 2: {model.T:,} passes, no guidance"))
+    run.picture("algorithm_2.png", grid(samples, f"Algorithm 2: {model.T:,} steps, no guidance"))
     pages = []
     noise = torch.randn(len(shown), 1, 28, 28, device=x.device)
     for t, x_t, x0 in ddim(model, noise, shown, 40, w):
