@@ -32,7 +32,7 @@ network ε̂ learns to find it; the loss is its mean square error at a random t 
     E ‖ε − ε̂(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t, y)‖²                                   equation 14
 
 Run `python ddpm.py`; pictures appear in out/ddpm/. On MNIST and two cores of an AMD EPYC
-(bfloat16) it takes @S@ seconds. −ELBO of test images given the class: @BOUND@ bits/dim (bits a
+(bfloat16) it takes 373 seconds. −ELBO of test images given the class: 1.343 bits/dim (bits a
 pixel; b nats are b / (784 ln 2)); each pixel by itself, grey levels as often as in training:
 1.967. A separate classifier finds the class in @ACC@ % of 5,000 samples by DDIM with guidance
 (Fréchet distance @FD@, see benchmarks/judge.py) and in @ACCA@ % of 1,000 by Algorithm 2 (@FDA@).

@@ -41,11 +41,11 @@ Sampling goes in order. The image is all zeros at first: compute p_1, draw x_1 a
 image; compute p_2, draw x_2; and so on, 784 passes.
 
 Run `python made.py`; pictures appear in out/made/. On MNIST and two cores of an AMD EPYC
-(bfloat16) it takes @S@ seconds. Test images, nats: half ink, half paper 543.43 (each pixel by the
+(bfloat16) it takes 206 seconds. Test images, nats: half ink, half paper 543.43 (each pixel by the
 toss of a coin); mean pixels 205.94 (each by itself, as often ink as in training); NLL of this
-model @NLL@ given the class, @MARG@ without (a mean over classes, below), and @NLL1@ with
---classes 1. Bayes' rule classifies @BAYES@ % of the test images, and a separate classifier @ACC@
-% of 5,000 samples.
+model 81.94 given the class, 84.13 without (a mean over classes, below), and 85.17 with --classes
+1. Bayes' rule classifies 97.5 % of the test images, and a separate classifier 88.0 % of 5,000
+samples.
 
 Good at: exact likelihoods, in one pass. Bad at: speed of sampling, and shapes; the network does
 not know which pixels are neighbours. Read before: nothing. Read next: char_rnn.py, pixelcnn.py.
@@ -344,11 +344,12 @@ def evaluate(run, model, x_train, x, y):
 # Differs from the paper: degrees of hidden units are evenly spread, not drawn; the second hidden
 # layer is added to the first; Adam with a rising and falling rate; images drawn anew at each step
 # (the paper's are drawn once: about 2 nats apart, never compare); the class as an input. The
-# direct weights are the paper's, and matter most: on validation images after 6,000 steps of 128,
-# plain 93.4 nats, second layer added @RES@, direct weights too 84.6.
+# direct weights are the paper's. On validation images after 6,000 steps of 128: without them and
+# without adding the second layer 93.4 nats, with the layer added 87.8, with both 84.6.
 #
-# How much does the order matter? NLL of test images, each trained by `--order`: rows @ROWS@,
-# columns @COLS@, random @RAND@; the average of the three models @AVG@. @LESSON@
+# How much does the order matter? Hardly: NLL of test images by rows 81.94, by columns 82.43, in a
+# random order 82.21. But the average of the three models is at 80.78: they err in different
+# places.
 #
 # Things to break:
 # 1. In `__init__`, put `pixels` instead of `pixels - 1` in `self.direct`: an output sees its own
