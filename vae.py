@@ -353,11 +353,10 @@ def evaluate(run, model, x_train, x, y):
 
 # %% Notes
 # Differs from the paper: a second hidden layer, added to the first; SiLU instead of tanh; Adam
-# with a rate that rises and falls instead of Adagrad; the class (Kingma et al. 2014,
-# arXiv:1406.5298). −ELBO on validation images after 20,000 steps: 88.1 nats, with the second
-# layer added 87.8. More units do not help: 800 of them, 30,000 steps, 86.25 on test images, class
-# accuracy 96.2 %. --beta is not the paper's (Higgins et al. 2017): above 1, fewer dimensions of z
-# say anything.
+# with a rate that rises and falls instead of Adagrad; the class. −ELBO on validation images after
+# 20,000 steps: 88.1 nats, with the second layer added 87.8. More units do not help: 800 of them,
+# 30,000 steps, 86.25 on test images, class accuracy 96.2 %. --beta is not the paper's (Higgins et
+# al. 2017): above 1, fewer dimensions of z say anything.
 #
 # Things to break:
 # 1. In `elbo`, decode z.detach(): the encoder learns from the price alone, and the KL falls to 0.

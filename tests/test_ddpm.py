@@ -55,11 +55,11 @@ def test_the_table_of_the_opening():
     table = {
         row[0]: [float(number) for number in row[1:6]]
         for row in rows
-        if len(row) > 5 and row[0] in ("t", "√ᾱ_t", "√1−ᾱ_t")
+        if len(row) > 5 and row[0] in ("t", "√ᾱ_t", "√(1−ᾱ_t)")
     }
     alpha_bar = ALPHA_BAR[[int(t) for t in table["t"]]].flatten()
     close(torch.tensor(table["√ᾱ_t"]), alpha_bar.sqrt(), atol=6e-4)
-    close(torch.tensor(table["√1−ᾱ_t"]), (1 - alpha_bar).sqrt(), atol=6e-4)
+    close(torch.tensor(table["√(1−ᾱ_t)"]), (1 - alpha_bar).sqrt(), atol=6e-4)
 
 
 @pytest.mark.parametrize("t", [2, 3, 40, 999])
