@@ -1,4 +1,4 @@
-"""What every chapter of the third edition promises: shape, frame, and that nothing is lost."""
+"""What every chapter promises: its shape, its frame, and that nothing is ever lost."""
 
 import ast
 import importlib
