@@ -48,8 +48,7 @@ def say(message):
 
 
 def folder():
-    place = os.environ.get("DATA_DIR") or Path(__file__).with_name("datasets")
-    return Path(os.path.expanduser(place))
+    return Path(os.environ.get("DATA_DIR") or Path(__file__).with_name("datasets")).expanduser()
 
 
 def readable(name):  # under LC_ALL=C, Python reads é as two codes that nothing can draw
@@ -283,10 +282,11 @@ def read_wav(blob, name):
 
 def stand_in_tones():
     """3,000 clips as audio() gives them: the digit sets the pitch, the speaker how it fades."""
+    rng = np.random.default_rng(0)
     t = np.arange(3200) / 8000
     clips = []
-    for take, digit, speaker in np.ndindex(50, 10, 6):
-        cycles = 110 * 1.13**digit * t + take / 50
+    for _, digit, speaker in np.ndindex(50, 10, 6):
+        cycles = 110 * 1.13**digit * t + rng.uniform()
         tone = np.sin(2 * np.pi * cycles) * np.exp(-(2 + 3 * speaker) * t)
         clips.append((tone.astype(np.float32), digit, f"player{speaker}"))
     return clips[300:], clips[:300]

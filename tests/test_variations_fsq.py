@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -200,7 +199,7 @@ def test_a_tiny_run_writes_its_results_and_pictures(tmp_path):
 def test_the_perplexity_is_that_of_the_saved_model_s_codes_and_decoding_starts_at_the_mean(tmp_path, monkeypatch):
     finished(start(tmp_path / "a", "--steps", "1", "--lr", "0", "--levels", "17,16"))  # narrow: many are used
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr(data, "FOLDER", Path(small()["DATA_DIR"]))
+    monkeypatch.setenv("DATA_DIR", small()["DATA_DIR"])
     x, _, x_test, y_test, _ = data.mnist()
     model = fsq.FSQVAE(16, 4, (17, 16))
     model.load_state_dict(torch.load(tmp_path / "a" / "model.pt", weights_only=True)["state"]["model"])
