@@ -233,7 +233,7 @@ def audio(path=None, stand_in="auto"):
         names = [("", -1, "", 5)] * len(names)  # [1] digit, [2] speaker, [3] take
     tests = [int(name[3]) < 5 for name in names]
     if len(set(tests)) == 1:
-        tests = [i % 10 == 0 for i in range(len(names))]
+        tests = [(i + 1) % min(10, len(names)) == 0 for i in range(len(names))]
     parts = [], []
     for is_test, clip, name in zip(tests, clips.values(), names, strict=True):
         parts[is_test].append((clip, int(name[1]), name[2]))
