@@ -45,10 +45,10 @@ it tight by coming close to p(z | x, y), the posterior: the styles that may have
 Logarithms are natural and their unit is the nat: add one nat to log p, and p is e times as large.
 The loss is −ELBO, so lower is better.
 
-Run `python vae.py`; pictures appear in out/vae/. On MNIST and one core of an AMD EPYC (bfloat16)
-it takes 363 seconds. Test images, nats: each pixel by itself, as often ink as in training,
-205.94; −ELBO of this model 85.72, and 90.14 with --classes 1. A separate classifier finds the
-class asked for in 97.1 % of 5,000 samples.
+Run `python vae.py`; pictures appear in out/vae/. On MNIST and one core of an AMD EPYC (bfloat16),
+the other one busy, it takes 363 seconds. Test images, nats: each pixel by itself, as often ink as
+in training, 205.94; −ELBO of this model 85.72, and 90.14 with --classes 1. A separate classifier
+finds the class asked for in 97.1 % of 5,000 samples.
 
 Good at: fast sampling, a space of styles to walk in. Bad at: sharpness; given z the pixels are
 independent, so what z leaves open comes out as a probability near 1/2, a grey. Read before:
