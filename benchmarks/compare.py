@@ -9,7 +9,7 @@ as the runs themselves scored them (out/NAME/metrics.json); 5,000 samples of eac
 the 5,000 validation digits, read by the judge (judge.py) and compared in its features with the 10,000 test digits by
 the Fréchet distance, with every other one by precision and recall; parameters, lines of code, seconds, memory. Five
 models are trained three times, out/NAME-1 and out/NAME-2 with --seed 1 and 2: their mean and spread. p(x) of made.py,
-vae.py and ddpm.py without classes is that of out/NAME-unconditional, as readme.py keeps it.
+others without classes is that of out/NAME-unconditional, as readme.py keeps it.
 
 Binary models are compared with binarised test digits, the others with grey ones. vae.py and vqvae.py hand out
 probabilities: they stand in both halves, once as they are and once with a Bernoulli draw for each pixel. Two rows are
@@ -39,38 +39,29 @@ IMAGES = ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae"
 SEQUENCES = ["char_rnn", "wavenet"]
 SEEDED = {"made": "binary", "vae": "binary", "gan": "grey", "ddpm": "grey", "ebm": "grey"}  # and their protocol
 SEEDS = [f"{name}-{seed}" for name in SEEDED for seed in (1, 2)]
-GUIDED = {"pixelcnn": 2, "gated_pixelcnn": 2, "transformer_ar": 2}  # more costs variety
+PIXELS = ["pixelcnn", "gated_pixelcnn", "transformer_ar"]
 GROUPS = {  # protocol: who stands in it, in order
-    "binary": ["made", *(f"{name}{how}" for name, w in GUIDED.items() for how in ("", f", guidance {w}")),
-               "vae", "vqvae", "digits", "noise"],
+    "binary": ["made", *PIXELS, "vae", "vqvae", "digits", "noise"],
     "grey": ["vae", "vqvae", "gan", "realnvp", "realnvp, temperature 0.7", "ddpm", "ddpm, unguided",
              "ddpm, Algorithm 2 (1,000 samples)", "ebm", "digits", "noise"]}
 OTHERWISE = {"ddpm, unguided": {"w": 1}, "ddpm, Algorithm 2 (1,000 samples)": {"plain": True},
-             "realnvp, temperature 0.7": {"temperature": 0.7},
-             **{f"{name}, guidance {w}": {"guidance": w} for name, w in GUIDED.items()}}  # of the same runs
+             "realnvp, temperature 0.7": {"temperature": 0.7}}  # of the same runs
 NATS = 784 * math.log(2)  # in a bit per dimension
-UNCONDITIONAL = {  # flags that leave the classes out
-    **dict.fromkeys(["made", "vae", "ddpm"], "--classes 1"),
-    **dict.fromkeys(["pixelcnn", "gated_pixelcnn", "transformer_ar"], "--label-dropout 1")}
-LIKELIHOOD = {  # script: what the figure is, protocol, keys in metrics.json: null label, marginal, conditional
-    "made": ("exact", "binary", None, "NLL, marginal over classes, nats", "NLL, nats"),
-    **dict.fromkeys(["pixelcnn", "gated_pixelcnn", "transformer_ar"], (
-        "exact", "binary", "test NLL, unconditional, nats", "every 10th digit: NLL, marginal over the classes, nats",
-        "test NLL, conditional, nats")),
-    "vae": ("bound", "binary", None, "marginal over classes, 100 samples, every 50th image", "-ELBO, nats"),
-    "vqvae": ("bound", "binary", "test -ELBO, unconditional, nats",
-              "every 10th digit: -ELBO, marginal over the classes, nats", "test -ELBO, conditional, nats"),
-    "realnvp": ("bound", "grey", "test NLL bound, unconditional, bits/dim", None,
-                "test NLL bound, conditional, bits/dim"),
-    "ddpm": ("bound", "grey", None, None, "bound, bits/dim"),
-    "gan": ("none", "grey", None, None, None),
-    "ebm": ("up to a constant", "grey", None, None, None),
+UNCONDITIONAL = ["made", *PIXELS, "vae", "ddpm"]  # trained once more without classes
+LIKELIHOOD = {  # script: what the figure is, protocol, keys in metrics.json: marginal, conditional
+    "made": ("exact", "binary", "NLL, marginal over classes, nats", "NLL, nats"),
+    **dict.fromkeys(PIXELS, ("exact", "binary", "NLL, marginal over classes, every 10th image, nats", "NLL, nats")),
+    "vae": ("bound", "binary", "marginal over classes, 100 samples, every 50th image", "-ELBO, nats"),
+    "vqvae": ("bound", "binary", "bound, marginal over classes, every 10th image, nats", "bound, nats"),
+    "realnvp": ("bound", "grey", None, "bound, bits/dim"),
+    "ddpm": ("bound", "grey", None, "bound, bits/dim"),
+    "gan": ("none", "grey", None, None),
+    "ebm": ("up to a constant", "grey", None, None),
 }
 FEW = {  # where the marginal is that of few digits: how many, another figure of all digits, the same of these few
-    **dict.fromkeys(["pixelcnn", "gated_pixelcnn", "transformer_ar"], (
-        1000, "test NLL, unconditional, nats", "every 10th digit: NLL, unconditional, nats")),
+    **dict.fromkeys(PIXELS, (1000, "NLL, nats", "NLL, every 10th image, nats")),
     "vae": (200, "-ELBO, nats", "-ELBO, every 50th image"),
-    "vqvae": (1000, "test -ELBO, unconditional, nats", "every 10th digit: -ELBO, unconditional, nats"),
+    "vqvae": (1000, "bound, nats", "bound, every 10th image, nats"),
 }
 
 
@@ -83,7 +74,7 @@ def command(name):
     script, _, what = name.partition("-")
     if not what:
         return f"{script}.py"
-    flags = UNCONDITIONAL[script] if what == "unconditional" else f"--seed {what}"
+    flags = "--classes 1" if what == "unconditional" else f"--seed {what}"
     return f"{script}.py {flags} --out out/{name}"
 
 
@@ -168,21 +159,20 @@ def likelihood(name, metrics):
     kind, protocol, *keys = LIKELIHOOD[chapter(name)]
     results = metrics["results"]
     error = [v for k, v in results.items() if "standard error" in k]
-    null, marginal, conditional = (None if key is None else results[key] for key in keys)
+    marginal, conditional = (None if key is None else results[key] for key in keys)
     digits = None if marginal is None else 10000
     if chapter(name) in FEW:  # what the mixture gains on these digits, off the figure of all
         digits, of_all, of_few = FEW[chapter(name)]
         marginal += results[of_all] - results[of_few]
     return {"kind": kind, "protocol": protocol, "unit": "nats" if protocol == "binary" else "bits/dim",
-            "NLL, unconditional": null, "NLL, marginal": marginal, "summed over": digits,
+            "NLL, marginal": marginal, "summed over": digits,
             "NLL, conditional": conditional, "95 %": 1.96 * error[0] if error else None}
 
 
-def unconditional(name, row):
-    """−log p(x) of a network that is given no class: under the null label, or of a run of its own."""
-    key, null = LIKELIHOOD[name][-1], row["likelihood"]["NLL, unconditional"]
-    alone = kept(f"{name}-unconditional") if null is None and key else None
-    return alone["results"][key] if alone else null
+def unconditional(name):
+    """−log p(x) of a network trained without classes, a run of its own; None if there is none."""
+    key, run = LIKELIHOOD[name][-1], kept(f"{name}-unconditional")
+    return run["results"][key] if run and key else None
 
 
 def measure(name, judge, digits):
@@ -235,7 +225,11 @@ def sequence(name):
     metrics = metrics_of(out / "metrics.json")
     run = json.loads((out / "run.json").read_text()) if (out / "run.json").exists() else {}
     model, begun = importlib.import_module(name).load(out / "model.pt"), time.perf_counter()
-    model.sample(64) if name == "char_rnn" else model.sample(1, 3, length=8000)
+    module = importlib.import_module(name)
+    if name == "char_rnn":
+        model.sample(length=1000)
+    else:
+        module.cached_sample(model, torch.tensor([3]), torch.tensor([0]), 8000)
     return {"results": metrics["results"], "parameters": sum(p.numel() for p in model.parameters()),
             "seconds to sample": time.perf_counter() - begun, "seconds of training": metrics["seconds"],
             "peak memory, MB": run.get("peak memory, MB"), "where": metrics["where"],
@@ -283,7 +277,7 @@ def table(known):
 
                 few = it["summed over"] not in (None, 10000)
                 marginal = ("≈ " if few and not sign else "") + figure(it["NLL, marginal"]) + "¹" * few
-                cells[1:] = [figure(unconditional(name, row)), marginal, figure(it["NLL, conditional"])]
+                cells[1:] = [figure(unconditional(name)), marginal, figure(it["NLL, conditional"])]
                 if it["kind"] in ("none", "up to a constant"):
                     cells[1] = it["kind"]
             s = row.get(protocol)
@@ -309,10 +303,9 @@ def table(known):
         if row := known["rows"].get(name):
             r, memory = row["results"], row["peak memory, MB"]
             given = (["tiny Shakespeare, last tenth", f"{r['test NLL, nats/char']:.4f} nats/char"] if name == "char_rnn"
-                     else ["spoken digits, recordings 0-4", f"{r['test NLL, conditional, bits/sample']:.3f} "
-                           "bits/sample given digit and speaker, "
-                           f"{r['test NLL, unconditional, bits/sample']:.3f} unconditional"])
-            drawn = (f"{row['seconds to sample']:.1f} s, 64 x 600 characters" if name == "char_rnn" else
+                     else ["spoken digits, recordings 0-4", f"{r['NLL, bits/sample']:.3f} "
+                           "bits/sample given digit and speaker"])
+            drawn = (f"{row['seconds to sample']:.1f} s, 1,000 characters" if name == "char_rnn" else
                      f"{row['seconds to sample']:.1f} s, a second of sound")
             lines.append(f"| {title(name)} | {given[0]} | {given[1]} | {row['parameters']:,} | "
                          f"{lines_of_code(ROOT / f'{name}.py')} | {training(row)} | {drawn} | "
@@ -396,7 +389,7 @@ def figure(known):
         left.plot([], [], marker, color=color, label=key)
         for place, name in enumerate(scored):
             it = rows[name]["likelihood"]
-            value = unconditional(name, rows[name]) if key == "unconditional" else it[f"NLL, {key}"]
+            value = unconditional(name) if key == "unconditional" else it[f"NLL, {key}"]
             if value is not None:
                 left.plot(value, place, marker, color=color, mfc=color if it["kind"] == "exact" else "white")
     left.set_yticks(range(len(scored)), scored)

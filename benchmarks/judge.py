@@ -86,25 +86,20 @@ def judge_for(device="cpu", folder=ROOT / "out" / "judge"):
 def sampler(name, path, device="cpu", plain=False, **how):
     """A saved image model, and a function that draws an image in [0, 1] for each class in y (B,), int64.
 
-    It draws as the chapter does by default, or with what is in `how`, such as temperature=0.7; `plain` takes
-    `model.sample` also where ddpm.py has a faster sampler.
+    It draws by the chapter's fast sampler where it has one, `plain` by `model.sample` always, and with what is in
+    `how`, such as temperature=0.7.
     """
     module = importlib.import_module(name)
     model = module.load(path, device)
-    if hasattr(module, "SETTINGS"):  # the older frame: as many images as asked for, of classes y
-        return model, lambda y: model.sample(len(y), y, **how)
-    if name == "ddpm" and not plain:
-        return model, lambda y: module.ddim_sample(model, y, **how)
-    return model, model.sample
+    for fast in ("ddim_sample", "cached_sample"):
+        if hasattr(module, fast) and not plain:
+            return model, lambda y: getattr(module, fast)(model, y, **how)
+    return model, lambda y: model.sample(y, **how)
 
 
 def metrics_of(path):
     """A metrics.json, or a copy of it: results, flags, source, where, torch, step, seconds, curve."""
-    metrics = json.loads(Path(path).read_text(encoding="utf-8"))
-    if "settings" in metrics:  # the older frame
-        metrics |= {"flags": metrics["settings"], "seconds": metrics["seconds of training"],
-                    "where": metrics["device"]}
-    return metrics
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def frechet(a, b):

@@ -1,7 +1,7 @@
-"""Every table and figure of README.md, docs/ and variations/README.md, made again from the saved runs.
+"""Every table and figure of README.md and docs/, made again from the saved runs.
 
     python benchmarks/readme.py              from out/ and benchmarks/results; says which runs are missing
-    python benchmarks/readme.py --measure    first measures all: compare.py, sampling.py, ear.py, judge_variations.py
+    python benchmarks/readme.py --measure    first measures all: compare.py, sampling.py, ear.py
     python benchmarks/readme.py --run        first makes the missing runs of the twelve, then measures
 
 The numbers of each run go to benchmarks/results/NAME-cpu.json, its log to NAME-cpu.log (NAME-gpu for runs on a GPU),
@@ -28,9 +28,9 @@ ORDER = ["made", "char_rnn", "wavenet", "pixelcnn", "gated_pixelcnn", "transform
 PICTURES = {  # in assets/: where it comes from, in out/
     "made_completion.png": "made/completion.png", "char_rnn_surprise.png": "char_rnn/surprise.png",
     "wavenet_predictions.png": "wavenet/predictions.png", "pixelcnn_blind_spot.png": "pixelcnn/blind_spot.png",
-    "gated_pixelcnn_blind_spot.png": "gated_pixelcnn/blind_spot.png",
+    "gated_pixelcnn_blind_spot.png": "gated_pixelcnn/view.png",
     "transformer_ar_attention.png": "transformer_ar/attention.png", "vae_style.png": "vae/styles.png",
-    "vqvae_codes.png": "vqvae/codes.png", "gan_samples.png": "gan/samples.png",
+    "vqvae_codes.png": "vqvae/one_code.png", "gan_samples.png": "gan/samples.png",
     "realnvp_temperature.png": "realnvp/temperature.png", "denoising.gif": "ddpm/denoising.gif",
     "ebm_inpainting.png": "ebm/inpainting.png",
     "realnvp_likelihood.png": "realnvp/likelihood.png", "gan_neighbours.png": "gan/neighbours.png"}
@@ -53,8 +53,8 @@ MAP = {  # a chapter: its idea, p(x), latent, its picture in assets/, what is on
                        "to which tokens a token attends"),
     "vae": ("a latent vector for every digit, learned by a bound", "bound", "20 numbers", "vae_style.png",
             "One latent vector a row, one class a column", "one latent vector in every class"),
-    "vqvae": ("a sequence of discrete codes, and a prior that predicts it", "bound", "16 codes", "vqvae_codes.png",
-              "A 3 with one of its codes drawn at random", "a 3 with one code drawn at random"),
+    "vqvae": ("a grid of discrete codes, and a prior that writes it", "bound", "16 codes", "vqvae_codes.png",
+              "A 7 whose codes are changed, one at a time", "a 7 with one of its codes changed"),
     "gan": ("a generator and a discriminator train each other", "none", "64 numbers", "gan_samples.png",
             "Ten classes of generated digits", "samples of each class"),
     "realnvp": ("an invertible network", "exact density; a bound for grey levels", "as large as x",
@@ -67,19 +67,17 @@ MAP = {  # a chapter: its idea, p(x), latent, its picture in assets/, what is on
 }
 BINARY = {  # unconditional models of binary digits: key in metrics.json, and nats, epochs published, [G]
     "made": ("NLL, nats", "84.87", "85"),
-    "pixelcnn": ("test NLL, unconditional, nats", "81.45", "457"),
-    "gated_pixelcnn": ("test NLL, unconditional, nats", "81.50", "457"),
-    "transformer_ar": ("test NLL, unconditional, nats", "79.17 (ImageGPT)", "457"),
+    "pixelcnn": ("NLL, nats", "81.45", "457"),
+    "gated_pixelcnn": ("NLL, nats", "81.50", "457"),
+    "transformer_ar": ("NLL, nats", "79.17 (ImageGPT)", "457"),
     "vae": ("-ELBO, nats", "≤ 86.77", "457"),
 }
 GREY = [  # models of 8-bit grey digits: run, what, its sign, key in metrics.json
-    ("realnvp", "given the class, one draw of noise", "≤ ", "test NLL bound, conditional, bits/dim"),
-    ("realnvp", "given the class, 8 importance samples", "≤ ", "every 10th digit: conditional, 8 importance samples"),
-    ("realnvp", "null label, one draw of noise", "≤ ", "test NLL bound, unconditional, bits/dim"),
+    ("realnvp", "given the class, one draw of noise", "≤ ", "bound, bits/dim"),
+    ("realnvp", "given the class, 8 importance samples", "≤ ", "8 importance samples, every 10th image, bits/dim"),
+    ("realnvp-unconditional", "`--classes 1`, one draw of noise", "≤ ", "bound, bits/dim"),
     ("ddpm", "given the class", "≤ ", "bound, bits/dim"),
     ("ddpm-unconditional", "`--classes 1`", "≤ ", "bound, bits/dim"),
-    ("pixelcnn_pp-softmax", "softmax, given the class, exact", "", "test NLL, conditional, bits/dim"),
-    ("pixelcnn_pp-softmax", "softmax, null label, exact", "", "test NLL, unconditional, bits/dim"),
 ]
 PUBLISHED_GREY = [
     ("RealNVP / Glow / FFJORD / Residual Flow", "1.06 / 1.05 / 0.99 / 0.97", "their papers, as quoted by others"),
@@ -119,7 +117,8 @@ def gallery():
         if name == "wavenet":
             for i, (digit, word) in enumerate(((0, "zero"), (4, "four"), (7, "seven"))):
                 ax = fig.add_axes((left + i * (width + 0.01) / 3, low, (width - 0.02) / 3, height))
-                sound = F.pad(model.sample(1, digit, guidance=2.0)[0], (128, 128))
+                how = (torch.tensor([digit]), torch.tensor([0]), 4000)
+                sound = F.pad(importlib.import_module(name).cached_sample(model, *how)[0], (128, 128))
                 power = torch.stft(sound, 256, 32, window=torch.hann_window(256), center=False, return_complex=True)
                 ax.imshow(power.abs().clamp(min=0.01).log(), origin="lower", aspect="auto", cmap="magma")
                 ax.text(0.04, 0.95, f"“{word}”", color="white", size=9, va="top", transform=ax.transAxes)
@@ -128,7 +127,7 @@ def gallery():
         ax = fig.add_axes((left, low, width, height))
         ax.axis("off")
         if name == "char_rnn":
-            text = [line[:56] for line in model.spell(model.sample(1)[0]).strip().split("\n")]
+            text = [line[:56] for line in model.sample().strip().split("\n")]
             ax.text(0, 1, "\n".join(text[:9]), va="top", size=8, family="monospace", linespacing=1.25)
         else:
             x = draw(torch.arange(30) % 10).view(3, 10, 28, 28).transpose(1, 2).reshape(84, 280)
@@ -181,13 +180,11 @@ def taxonomy():
 
 def sampling_table():
     known = json.loads((RESULTS / "sampling-cpu.json").read_text())["results"]
-    lines = ["| | drawn | plain | cached | ratio | after 1/8, 1/4, 1/2 of it |", "|" + "---|" * 6]
+    lines = ["| | drawn | plain | cached | ratio |", "|" + "---|" * 5]
     for name in [n for n in ORDER if n in known]:
         r = known[name]
-        early = [f"{v:.0f}" if v >= 9.5 else f"{v:.1f}" for v in list(r.get("ratio by length", {}).values())[:3]]
         lines.append(f"| {name}.py | {r['sequences']} x {r['symbols of each']:,} symbols | "
-                     f"{r['plain, seconds']:.1f} s | {r['cached, seconds']:.2f} s | {r['ratio']:.0f} | "
-                     f"{', '.join(early) or 'not yet measured'} |")
+                     f"{r['plain, seconds']:.1f} s | {r['cached, seconds']:.2f} s | {r['ratio']:.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -208,8 +205,7 @@ def grey_table():
     """8-bit grey digits in bits per dimension, here and published."""
     lines = ["| 8-bit grey digits | bits/dim | protocol |", "|---|---|---|"]
     for name, protocol, sign, key in GREY:
-        script = compare.chapter(name)
-        path = f"{script}.py" if script in ORDER else f"variations/{script}.py"
+        path = f"{compare.chapter(name)}.py"
         run = kept(name)
         figure = f"{sign}{run['results'][key]:.3f}" if run else "not yet measured"
         lines.append(f"| [{path}]({path}) | {figure} | {protocol} |")
@@ -253,15 +249,10 @@ def main(argv=None):
     out, assets = ROOT / "out", ROOT / "assets"
     if args.measure or args.run:
         compare.main(["--run"] if args.run else [])
-        for file in ["sampling.py", "ear.py", "judge_variations.py"]:
+        for file in ["sampling.py", "ear.py"]:
             subprocess.run([sys.executable, f"benchmarks/{file}"], cwd=ROOT, check=True)
-    import judge_variations as later  # which imports this file
-    alone = [f"{name}-unconditional" for name in compare.UNCONDITIONAL]
+    alone = [f"{name}-unconditional" for name in [*compare.UNCONDITIONAL, "realnvp"]]
     commands = {name: compare.command(name) for name in [*ORDER, *compare.SEEDS, *alone]}
-    commands |= {name: f"-m variations.{name}" for name in later.IDEAS if name != "compression"}
-    longer = "-m variations.pixelcnn_pp --steps 14000 --batch-size 8 --out out/pixelcnn_pp"
-    commands |= {"pixelcnn_pp-14000": f"{longer}-14000", "pixelcnn_pp-softmax": f"{longer}-softmax --levels softmax"}
-    commands["fsq-codes16"] = "-m variations.fsq --codes 16 --out out/fsq-codes16"
     missing = [name for name in commands if not (out / name / "metrics.json").exists()]
     for name in missing:
         print(f"{name}: no run in out/{name}; `python {commands[name]}` makes it. What it gave before stays")
@@ -278,9 +269,9 @@ def main(argv=None):
     taxonomy().savefig(assets / "taxonomy.png", dpi=120)
     known = json.loads((RESULTS / "compare-cpu.json").read_text())
     compare.figure(known).savefig(assets / "comparison.png", dpi=120)
-    for page, fill in {**dict.fromkeys(PAGES, filled), "variations/README.md": later.filled}.items():
+    for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        (ROOT / page).write_text(fill(text, page) if fill is filled else fill(text), encoding="utf-8")
+        (ROOT / page).write_text(filled(text, page), encoding="utf-8")
     print(f"tables and pictures of {len(commands) - len(missing)} runs and of benchmarks/results")
 
 

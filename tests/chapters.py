@@ -4,9 +4,13 @@ import functools
 import gzip
 import importlib
 import importlib.util
+import io
+import itertools
 import shlex
 import struct
+import tarfile
 import tempfile
+import wave
 from pathlib import Path
 from unittest import mock
 
@@ -15,18 +19,35 @@ import torch
 import data
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = ["made", "vae", "gan", "ddpm"]
+IMAGES = ["made", "pixelcnn", "gated_pixelcnn", "transformer_ar", "vae", "vqvae"]
+IMAGES += ["gan", "realnvp", "ddpm", "ebm"]
+CHAPTERS = ["char_rnn", "wavenet", *IMAGES]
 TINY = {
     "made": "--steps 4 --batch-size 8 --hidden 16 --save-every 2",
     "vae": "--steps 4 --batch-size 8 --hidden 16 --latent 2 --save-every 2",
     "gan": "--steps 4 --batch-size 8 --channels 4 --latent 4 --save-every 2",
     "ddpm": "--steps 4 --batch-size 8 --channels 8 --timesteps 12 --save-every 2",
+    "char_rnn": "--steps 4 --batch-size 4 --length 8 --hidden 8 --save-every 2",
+    "wavenet": "--steps 4 --batch-size 2 --channels 4 --layers 3 --duration 0.02 --save-every 2",
+    "pixelcnn": "--steps 4 --batch-size 8 --channels 4 --layers 1 --save-every 2",
+    "gated_pixelcnn": "--steps 4 --batch-size 8 --channels 4 --layers 1 --save-every 2",
+    "transformer_ar": "--steps 4 --batch-size 8 --width 8 --layers 1 --save-every 2",
+    "vqvae": "--steps 4 --batch-size 8 --channels 4 --entries 8 --width 8 --save-every 2",
+    "realnvp": "--steps 4 --batch-size 8 --channels 4 --couplings 2 --save-every 2",
+    "ebm": "--steps 4 --batch-size 8 --channels 4 --langevin-steps 2 --sample-steps 4 "
+    "--save-every 2",
 }
 
 
 def data_folder(path, train=240, test=60, labels=None):
-    """Write drawn digits in MNIST's format; `labels`, numbers used in turn, replaces their own."""
+    """Write drawn digits in MNIST's format, a text and some tones, under the names of real data.
+
+    `labels`, numbers used in turn, replaces the digits' own."""
     path.mkdir(parents=True, exist_ok=True)
+    (path / data.TEXT).write_text("To be, or not to be, that is the question:\n" * 100)
+    with tarfile.open(path / data.AUDIO, "w:gz") as tar:
+        for take, digit, speaker in itertools.product((0, 5, 6), range(10), ("anna", "bob")):
+            add_wav(tar, f"{digit}_{speaker}_{take}.wav", digit)
     for part, n, seed in (("train", train, 0), ("t10k", test, 1)):
         x, y = data.stand_in_digits(n, seed)
         if labels is not None:
@@ -34,6 +55,20 @@ def data_folder(path, train=240, test=60, labels=None):
         write_idx(path / f"{part}-images-idx3-ubyte.gz", x[:, 0])
         write_idx(path / f"{part}-labels-idx1-ubyte.gz", y)
     return path
+
+
+def add_wav(tar, name, digit):
+    """A fading tone of 60 milliseconds, the higher the digit."""
+    t = torch.arange(480) / 8000
+    tone = torch.sin(2 * torch.pi * (200 + 50 * digit) * t) * torch.exp(-20 * t)
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes((32767 * tone).short().numpy().tobytes())
+    entry = tarfile.TarInfo(name)
+    entry.size = content.tell()
+    content.seek(0)
+    tar.addfile(entry, content)
 
 
 def write_idx(path, values):
@@ -67,7 +102,7 @@ def flags(name, out, more=""):
 def main(name, out, more=""):
     """Run a chapter's main with tiny flags in this process."""
     module = importlib.import_module(name)
-    with mock.patch.object(module, "mnist", mnist):
+    with mock.patch.object(module, "mnist", mnist, create=True):
         module.main(flags(name, out, more))
 
 
@@ -91,7 +126,7 @@ def short_run(module, flags):
     the checkpoint."""
     with (
         tempfile.TemporaryDirectory() as out,
-        mock.patch.object(module, "mnist", mnist),
+        mock.patch.object(module, "mnist", mnist, create=True),
         mock.patch.object(module, "evaluate", lambda *_: None),
         mock.patch.object(module.Run, "picture", lambda *_: None),
     ):

@@ -1,192 +1,210 @@
-"""char_rnn against exact answers: enumeration, PyTorch's LSTM, brute force, the plain way of sampling."""
+"""CharRNN: gates against their table and PyTorch's LSTM, probabilities that sum to 1, readers."""
+
+import functools
+import io
 import itertools
-import json
 import math
 import random
-import subprocess
-import sys
+import re
+import tempfile
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import ROOT, finished, flags, run
+from chapters import TINY, edited, short_run
+from torch import nn
 
 import char_rnn
+import data
 
 
-def model_of(K=5, layers=2, seed=0):
-    """Random weights everywhere, in float64, from symbols "a", "b", ...; dropout is set, and off."""
-    torch.manual_seed(seed)
-    model = char_rnn.CharRNN(torch.arange(97, 97 + K), 12, layers, 0.5).double().eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.5)
-
-    def keep(module, args, output):
-        model.logits = output.detach()
-    model.out.register_forward_hook(keep)
+def wild(K=5, layers=2):
+    """A model of the letters a, b, … with weights so large that every character counts."""
+    torch.manual_seed(0)
+    model = char_rnn.CharRNN([chr(97 + k) for k in range(K)], 12, layers, dropout=0.5).eval()
+    for weights in model.parameters():
+        nn.init.normal_(weights, std=0.5)
     return model
 
 
-def plain(model, x):
-    """Logits after each of x (B, T), in float64, and the state, by PyTorch's LSTM over all of x."""
-    assert all(isinstance(layer, torch.nn.LSTM) for layer in model.layers)
-    _, state = model(x)
-    return model.logits, state
+@torch.no_grad()
+def test_a_unit_counts_letters_as_in_the_table():
+    text = Path(char_rnn.__file__).read_text(encoding="utf-8")
+    row = r"^#      ([mery]) +([01]) +([01]) +[1·] +.*?([012]) {8,}([01]) +([\d.]+)"
+    rows = re.findall(row, text, re.M)
+    assert "".join(row[0] for row in rows) == "merry"
+    layer = char_rnn.LSTM(4, 1, dropout=0.0)
+    layer.U.weight.zero_()
+    layer.W.bias.zero_()
+    for letter, f, i, _, o, _ in rows:
+        gates = [100 * (int(gate) - 0.5) for gate in (f, i, 1, o)]  # σ(50) = 1, σ(−50) = 0
+        layer.W.weight[:, "mery".index(letter)] = torch.tensor(gates)
+    h, c = torch.zeros(2, 1, 1)
+    for letter, _, _, cell, _, shown in rows:
+        x = F.one_hot(torch.tensor([["mery".index(letter)]]), 4).float()
+        _, h, c = layer(x, h, c)
+        assert c.item() == pytest.approx(float(cell), abs=1e-6)
+        assert h.item() == pytest.approx(float(shown), abs=0.005)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_probabilities_of_all_texts_sum_to_one(layers):
-    every = torch.tensor(list(itertools.product(range(3), repeat=6)))
-    p = model_of(3, layers).log_prob(every).exp()
-    assert p.sum().item() == pytest.approx(1, abs=1e-5) and p.max() > 10 * p.min()
+@torch.no_grad()
+def test_a_layer_computes_what_pytorchs_does():
+    layer = char_rnn.LSTM(3, 8, dropout=0.0)
+    theirs = nn.LSTM(3, 8, batch_first=True)  # whose order of the gates is i, f, g, o
+    theirs.bias_hh_l0.zero_()
+    ours = (layer.W.weight, layer.W.bias, layer.U.weight)
+    for weights, name in zip(ours, ("weight_ih_l0", "bias_ih_l0", "weight_hh_l0")):
+        f, i, g, o = weights.chunk(4)
+        getattr(theirs, name).copy_(torch.cat([i, f, g, o]))
+    x, h, c = torch.randn(4, 20, 3), torch.randn(4, 8), torch.randn(4, 8)
+    outputs, (h_last, c_last) = theirs(x, (h[None], c[None]))
+    torch.testing.assert_close(layer(x, h, c), (outputs, h_last[0], c_last[0]))
+
+
+def test_a_muted_unit_is_muted_through_a_window_and_differs_from_reader_to_reader():
+    outputs, _, _ = char_rnn.LSTM(3, 200, dropout=0.5)(
+        torch.randn(2, 6, 3), *torch.zeros(2, 2, 200)
+    )
+    muted = outputs == 0
+    assert (muted == muted[:, :1]).all() and (muted[0] != muted[1]).any()
+    assert muted.float().mean().item() == pytest.approx(0.5, abs=0.15)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_the_written_out_step_is_what_pytorch_computes(layers):
-    model, x = model_of(layers=layers), torch.randint(6, (4, 20))  # 5 marks the beginning
-    state = torch.zeros(2, layers, 4, 12, dtype=torch.float64)
-    for t in range(20):
-        step, state = model.step(x[:, t], state)
-        logits, after = plain(model, x[:, :t + 1])
-        assert torch.allclose(step, logits[:, -1], atol=1e-12)
-        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(state, after))
-    assert torch.allclose(model(x)[0], plain(model, x)[0].float(), atol=1e-6)
+def test_probabilities_of_all_texts_sum_to_one(layers):
+    texts = torch.cartesian_prod(*[torch.arange(3)] * 5)
+    p = torch.exp(-wild(3, layers).surprise(texts).sum(1))
+    assert p.sum().item() == pytest.approx(1, abs=1e-5) and p.max() > 10 * p.min()
 
 
-def test_a_carried_state_is_as_good_as_reading_it_all_at_once():
-    model, x = model_of(), torch.randint(5, (3, 30))
-    first, state = model(x[:, :11])
-    second, _ = model(x[:, 11:], state)
-    assert torch.allclose(torch.cat([first, second], 1), model(x)[0], atol=1e-6)
-    assert not torch.allclose(second, model(x[:, 11:])[0], atol=1e-2)
+@torch.no_grad()
+def test_surprise_is_the_product_rule_with_a_state_that_is_carried():
+    model, x = wild(), torch.randint(5, (2, 30))
+    surprise, state = model.surprise(x), model.empty_state(2)
+    read = F.pad(x[:, :-1], (1, 0), value=model.start)
+    for t in range(30):
+        logits, state = model(read[:, t : t + 1], state)  # one by one
+        whole, _ = model(read[:, : t + 1], model.empty_state(2))  # all that came before, again
+        torch.testing.assert_close(logits, whole[:, -1:])
+        log_p = logits[:, 0].log_softmax(1).gather(1, x[:, t : t + 1])
+        torch.testing.assert_close(surprise[:, t], -log_p[:, 0])
 
 
-def test_logits_depend_on_what_came_before_and_on_all_of_it():
-    model, x = model_of(), torch.randint(5, (1, 12))
-    base = plain(model, x)[0]
-    for t in range(12):
-        other = x.clone()
-        other[0, t] = (other[0, t] + 1) % 5
-        changed = (plain(model, other)[0] != base).any(2)[0]
-        assert not changed[:t].any() and changed[t:].all()  # logits t are those of symbol t + 1
+def test_untrained_each_character_is_as_probable():
+    model = char_rnn.CharRNN(list("abcdefg"), hidden=8)
+    expected = torch.full((2, 9), math.log(7))
+    torch.testing.assert_close(model.surprise(torch.randint(7, (2, 9))), expected)
 
 
-def test_log_prob_reads_the_start_symbol_first_and_never_the_last_character():
-    model, x = model_of(), torch.tensor([[2, 0, 0, 2, 4]])
-    model.log_prob(x).sum().backward()
-    assert (model.embed.weight.grad != 0).any(1).nonzero()[:, 0].tolist() == [0, 2, 5]
-    logits = plain(model, torch.tensor([[5, 2, 0, 0, 2]]))[0].log_softmax(2)
-    by_hand = sum(logits[0, t, k] for t, k in enumerate(x[0].tolist()))
-    assert model.log_prob(x).item() == pytest.approx(by_hand.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("N, streams", [(64, 16), (131, 16), (40, 1), (50, 3)])
-def test_nll_is_that_of_each_stream_whatever_the_chunk(N, streams):
-    model, x = model_of(), torch.randint(5, (N,))
-    parts = x[:N // streams * streams].view(streams, -1)
-    want = -model.log_prob(parts).double().mean().item() / parts.shape[1]
-    for chunk in (1, 3, parts.shape[1], 500):
-        assert char_rnn.nll(model, x, streams, chunk) == pytest.approx(want, rel=1e-5)
-
-
+@torch.no_grad()
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("prompt", [(), (1, 4, 4)])
-def test_sampling_gives_the_same_as_the_plain_way(prompt, temperature):
-    model = model_of()
-    torch.manual_seed(5)
-    fast = model.sample(3, 40, prompt, temperature)
-    torch.manual_seed(5)
-    x = torch.full((3, 1), 5)
-    with torch.no_grad():
-        for t in range(40):
-            logits = plain(model, x)[0][:, -1]  # reads all of it again
-            drawn = torch.multinomial((logits / temperature).softmax(1), 1)
-            x = torch.cat([x, torch.full((3, 1), prompt[t]) if t < len(prompt) else drawn], 1)
-    assert fast.shape == (3, 40) and torch.equal(fast, x[:, 1:])
-    assert len({tuple(row) for row in fast.tolist()}) == 3
+def test_samples_come_as_often_as_they_are_probable(temperature):
+    model, n = wild(3), 2000
+    p = {}
+    for pair in itertools.product("abc", repeat=2):
+        read = F.pad(model.encode("b" + pair[0]), (1, 0), value=model.start)  # the prompt is b
+        logits, _ = model(read, model.empty_state(1))
+        steps = (logits[0, 1:] / temperature).softmax(1)
+        p["".join(pair)] = steps.gather(1, model.encode("".join(pair)).T).prod().item()
+    drawn = [model.sample("b", 2, temperature) for _ in range(n)]
+    assert sum(p.values()) == pytest.approx(1, abs=1e-5)
+    for pair in p:
+        assert abs(drawn.count(pair) - n * p[pair]) < 5 * (n * p[pair] * (1 - p[pair])) ** 0.5 + 1
 
 
-def test_sampling_follows_p_of_x():
-    """All nine texts of two characters come as often as log_prob says."""
-    model = model_of(3)
-    every = torch.tensor(list(itertools.product(range(3), repeat=2)))
-    p = model.log_prob(every).exp()
-    seen = (model.sample(4000, 2) @ torch.tensor([3, 1])).bincount(minlength=9) / 4000
-    assert ((seen - p).abs() <= 4 * (p * (1 - p) / 4000).sqrt()).all()
+def test_prompts_lengths_and_no_risk_at_all():
+    model = wild()
+    with torch.inference_mode():
+        assert [len(model.sample("abcde", length)) for length in (0, 1, 3, 30)] == [0, 1, 3, 30]
+        cold = model.sample("ab", 20, temperature=0)
+        read = F.pad(model.encode("ab" + cold), (1, 0), value=model.start)
+        logits, _ = model(read, model.empty_state(1))
+    assert torch.equal(logits[0, 2:-1].argmax(1), model.encode(cold)[0])
+    with pytest.raises(OSError, match=r"no \['z', '\\xe9'\]"):
+        model.sample("abéz")
 
 
-def test_temperature_0_and_top_k_1_take_the_likeliest_character():
-    model, prompt = model_of(), [1, 2, 3]
-    cold = model.sample(2, 30, prompt, temperature=0)
-    assert cold[:, :3].tolist() == [prompt] * 2 and torch.equal(cold[0], cold[1])
-    assert torch.equal(cold, model.sample(2, 30, prompt, top_k=1))
-    logits = plain(model, F.pad(cold[:, :-1], (1, 0), value=5))[0]
-    assert torch.equal(cold[:, 3:], logits[:, 3:].argmax(2))
+def test_readers_read_on_and_carry_their_state_unless_they_begin(tmp_path, monkeypatch):
+    book = "".join(random.Random(0).choices("abcdefgh", k=3000))
+    (tmp_path / "book.txt").write_text(book)
+    seen, forward = [], char_rnn.CharRNN.forward
+
+    def spy(model, x, state):
+        logits, after = forward(model, x, state)
+        if model.training:
+            assert not state.requires_grad  # truncated
+            seen.append((x, state.clone(), after.detach()))
+        return logits, after
+
+    monkeypatch.setattr(char_rnn.CharRNN, "forward", spy)
+    flags = f"--steps 120 --batch-size 5 --length 10 --text {(tmp_path / 'book.txt').as_posix()}"
+    model, _ = short_run(char_rnn, f"{TINY['char_rnn']} {flags} --save-every 200")
+    train = model.encode(book)[0, :2670]
+    begin = torch.stack([x[:, 0] == model.start for x, _, _ in seen])
+    assert 0 < begin.float().mean() < 0.12 and len(seen) == 120
+    for k, (x, state, _) in enumerate(seen):
+        place = torch.arange(5) * 2670 // 5 + 10 * k
+        expected = train[(place[:, None] + torch.arange(10)) % 2670]
+        assert torch.equal(x[:, 1:], expected[:, 1:])
+        assert torch.equal(x[~begin[k], 0], expected[~begin[k], 0])
+        assert not state[:, :, begin[k]].any()
+        assert k == 0 or torch.equal(state[:, :, ~begin[k]], seen[k - 1][2][:, :, ~begin[k]])
 
 
-@pytest.mark.parametrize("top_k", [2, 4, 5, 100])
-def test_top_k_draws_among_the_k_likeliest(top_k):
-    model = model_of()
-    x = model.sample(100, 20, top_k=top_k)
-    logits = plain(model, F.pad(x[:, :-1], (1, 0), value=5))[0]
-    rank = (logits > logits.gather(2, x[:, :, None])).sum(2)  # 0: it was the likeliest
-    assert rank.unique().tolist() == list(range(min(top_k, 5)))
+def test_a_saved_model_knows_its_characters_and_a_page_draws_them(tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text("Съешь же ещё этих мягких\n寿司 🎈 $x$ \\ \t" * 100, encoding="utf-8")
+    model, saved = short_run(char_rnn, f"{TINY['char_rnn']} --text {book.as_posix()}")
+    assert len(saved["curve"]) == 2
+    assert model.characters == sorted(set(book.read_text(encoding="utf-8")))
+    written = model.sample("寿司", 300, temperature=2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        char_rnn.page(written, "a title", torch.rand(300), "bits").savefig(io.BytesIO())
 
 
-def test_an_untrained_model_gives_each_character_one_in_K():
-    x = torch.randint(7, (2, 9))
-    model = char_rnn.CharRNN(torch.arange(7), 8)
-    assert torch.allclose(model.log_prob(x), torch.tensor(-9 * math.log(7)))
-    assert char_rnn.nll(model, torch.randint(7, (100,))) == pytest.approx(math.log(7), rel=1e-6)
-
-
-def test_symbols_are_spelt_by_their_unicode_numbers():
-    model = char_rnn.CharRNN(torch.tensor([10, 97, 0x4E16, 0x1F388]), 4)
-    assert model.spell(torch.tensor([1, 0, 3, 2, 2])) == "a\n\U0001F388世世"
-
-
-CASES = [("", "abc"), ("abcxbcd", "abcd"), ("zzz", "abc"), ("aaaa", "aab"), ("the cat sat", "a cat that sat")]
-CASES += [("".join(random.Random(i).choices("ab", k=30)), "".join(random.Random(99).choices("ab", k=40)))
-          for i in range(3)]
-
-
-@pytest.mark.parametrize("string, corpus", CASES)
-def test_longest_matches_against_brute_force(string, corpus):
-    best = [0] * len(string)
-    for a, b in itertools.combinations(range(len(string) + 1), 2):
-        if string[a:b] in corpus:
-            best[a:b] = [max(v, b - a) for v in best[a:b]]
-    assert char_rnn.longest_matches(string, corpus) == best
-
-
-def test_a_page_shows_every_character_in_its_place_on_a_shade_of_its_own():
-    string = "ab\n" + "x" * 85 + "\t$z\n" + "y" * 80 + "\nend"
-    rows = ["ab\n", "x" * 80, "xxxxx\t$z\n", "y" * 80, "\n", "end"]
-    assert "".join(rows) == string
+def test_a_page_puts_each_character_on_its_shade():
+    rows = ["ab\n", "x" * 80, "xxxxx\n", "y" * 80, "\n", "end"]
+    shade = torch.arange(1.0, 1 + len("".join(rows)))
+    axes = char_rnn.page("".join(rows), "a title", shade).axes[0]
+    shades = torch.tensor(axes.images[0].get_array().filled(0))
+    shown = {}
+    for character in axes.texts:
+        column, row = character.get_position()
+        shown[round(row - 0.3), round(column + 0.5)] = character.get_text()
     places = [(r, c) for r, row in enumerate(rows) for c in range(len(row))]
-    ax = char_rnn.page(string, "a title", list(range(len(string)))).axes[0]
-    shown = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in ax.texts}
-    want = {place: c if c.isprintable() else " " for place, c in zip(places, string)}
-    assert {place: c for place, c in shown.items() if c != " "} == {p: c for p, c in want.items() if c != " "}
-    shades = torch.tensor(ax.images[0].get_array().filled(math.nan))
-    assert [shades[place].item() for place in places] == list(range(len(string)))
-    assert shades.isnan().sum() == shades.numel() - len(string)
-    assert not char_rnn.page(string, "a title").axes[0].images
+    assert [shades[place].item() for place in places] == shade.tolist()
+    assert shown == {(r, c): rows[r][c] for r, c in places if rows[r][c] != "\n"}
+
+
+@functools.cache
+def losses(*edits):
+    """Training and validation loss after a short run on 40,000 characters of the stand-in text."""
+    with tempfile.TemporaryDirectory() as folder:
+        book = Path(folder, "book.txt")
+        book.write_text(data.text(stand_in="always")[0][:40_000], encoding="utf-8")
+        flags = "--steps 300 --batch-size 32 --length 32 --hidden 64 --lr 1e-2 --dropout 0.5"
+        flags = f"{flags} --save-every 150 --text {book.as_posix()}"
+        model, saved = short_run(edited("char_rnn", *edits), flags)
+    last = saved["curve"][-1]
+    return last["training"], last["validation"], math.log(len(model.characters))
 
 
 @pytest.mark.slow
-def test_a_text_with_no_newline_and_letters_of_other_scripts_trains_without_a_warning(tmp_path):
-    (tmp_path / "text.txt").write_text("Съешь же ещё этих мягких 寿司 " * 200, encoding="utf-8")
-    printed, errors = finished(run("char_rnn", tmp_path / "out", f"--text {tmp_path / 'text.txt'}"))
-    assert "Glyph" not in printed + errors and (tmp_path / "out" / "samples.png").exists()
+def test_break_predicting_what_was_just_read():
+    training, validation, ignorance = losses(("sequence[:, 1:])", "sequence[:, :-1])"))
+    assert training < 0.3 and validation > ignorance + 1
+    assert losses()[0] > 1.2 and losses()[1] < ignorance - 1
 
 
 @pytest.mark.slow
-def test_a_long_text_is_evaluated_in_little_memory(tmp_path):
-    """Ten million characters; evaluated at once, they took 8.6 GB."""
-    fox = "The quick brown fox jumps over the lazy dog.\n"
-    (tmp_path / "text.txt").write_text(fox * 220_000, encoding="utf-8")
-    meter = [sys.executable, str(ROOT / "benchmarks" / "meter.py"), str(tmp_path / "meter"), "char_rnn.py"]
-    run_flags = flags("char_rnn", tmp_path / "out", f"--text {tmp_path / 'text.txt'}")
-    assert subprocess.run([*meter, *run_flags], cwd=ROOT).returncode == 0
-    assert json.loads((tmp_path / "meter" / "run.json").read_text())["peak memory, MB"] < 2500
+def test_break_a_state_that_is_no_constant():
+    with pytest.raises(RuntimeError, match="a second time"):
+        losses(("state.detach()", "state"))
+
+
+@pytest.mark.slow
+def test_break_validation_with_muted_units():
+    assert losses(("            model.eval()", "            pass"))[1] > losses()[1] + 0.05

@@ -1,234 +1,206 @@
-"""The energy-based model against exact answers: a Gaussian, sums over classes and images, stored chains."""
-import contextlib
+"""EBM: the gradient without Z, Langevin dynamics, noise and its removal, against exact answers."""
+
+import functools
 import math
 
 import pytest
 import torch
+from chapters import TINY, check_samples, class_accuracy, digits, edited, short_run
 
-import data
 import ebm
 
 
-class Quadratic:
-    """E(x, y) = k ‖x − m‖² / 2."""
+class Line:
+    """A model of one pixel whose slope is given."""
 
-    def __init__(self, k, m):
-        self.k, self.m = k, m
-
-    def energy(self, x, y=None):
-        return self.k * (x - self.m).square().flatten(1).sum(1) / 2
+    def __init__(self, noise, slope):
+        self.noise = noise
+        self.slope = lambda x, y: slope(x)
 
 
-def model_of(channels=2, std=0.3, **more):
-    """Random weights everywhere, in float64."""
+def wild(**more):
+    """An EBM with random weights so large that energies differ much from image to image."""
     torch.manual_seed(0)
-    model = ebm.EBM(channels, **more).double()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=std)
+    model = ebm.EBM(channels=2, **more)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.2)
     return model
 
 
-def test_langevin_dynamics_samples_a_gaussian():
-    """At noise² = 2 λ T the density is exp(−E / T) up to an error that falls with λ. Gradients are clipped
-    at 0.1, too little to hold a narrow Gaussian in [0, 1] at T = 1; hence the energy below, at T = var k."""
+def flat(**more):
+    """An EBM with f = 0."""
+    model = ebm.EBM(channels=2, **more)
+    torch.nn.init.zeros_(model.net[-1].weight)
+    torch.nn.init.zeros_(model.net[-1].bias)
+    return model
+
+
+def gradient(number, model):
+    grads = torch.autograd.grad(number, list(model.parameters()), retain_graph=True)
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def test_the_loss_has_the_gradient_of_the_log_likelihood_where_z_is_a_sum():
+    model, images = wild(classes=3, noise=5.0), torch.rand(7, 1, 28, 28)
+    x, y = images[:2], torch.tensor([2, 0])
+    energies = model.energies(images)
+    log_p = -energies - torch.logsumexp(-energies, dim=0)  # log p(x | y), (7, 3)
+    log_p_class = energies.neg().log_softmax(1)  # log p(y | x)
+    exact = -gradient((log_p + log_p_class)[[0, 1], y].mean(), model)
+    mean = torch.zeros_like(exact)  # over chains at each of the seven, as frequent as p says
+    for i in range(7):
+        for j in range(2):
+            chain, chain_y = images[i : i + 1], y[j : j + 1]
+            weight = log_p[i, chain_y].exp().detach() / 2
+            mean += weight * gradient(ebm.loss_of(model, x, y, chain, chain_y), model)
+    torch.testing.assert_close(mean, exact, rtol=1e-3, atol=1e-4 * exact.abs().max().item())
+    assert log_p.exp().max() > 1.2 * log_p.exp().min()
+
+
+def test_the_gradient_in_small_is_that_of_the_comment():
+    energies = torch.tensor([0.0, 1.0, 2.0], requires_grad=True)
+    loss = energies[:2].mean() + torch.logsumexp(-energies, dim=0)
+    (grad,) = torch.autograd.grad(loss, energies)
+    assert grad.tolist() == pytest.approx([-0.17, 0.26, -0.09], abs=0.006)
+    assert (-energies).softmax(0).tolist() == pytest.approx([0.67, 0.24, 0.09], abs=0.006)
+
+
+@pytest.mark.parametrize("k", [0.5, 1.0, 3.0])
+def test_in_a_round_valley_the_variance_is_that_of_the_closed_form(k):
+    s, n = 0.4, 20_000
+    sigma, curvature = s / 2, k / s**2
+    x = ebm.langevin(Line(s, lambda x: curvature * x), torch.zeros(n), None, 60)
+    exact = sigma**2 / (1 - (1 - sigma**2 / 2 * curvature) ** 2)
+    assert x.var().item() == pytest.approx(exact, rel=5 * math.sqrt(2 / n))
+    assert k != 1 or exact == pytest.approx(1.07 * s**2, rel=0.01)  # of the comment
+
+
+def test_langevin_dynamics_comes_to_each_place_as_often_as_p_says():
     torch.manual_seed(0)
-    k, m, var, step_size = 0.4, 0.5, 0.05**2, 0.1
-    x = torch.rand(200, 1, 10, 10)
-    x = ebm.langevin(Quadratic(k, m), x, None, 250, step_size, math.sqrt(2 * step_size * var * k))
-    exact = var / (1 - step_size * k / 2)  # of steps of this size; var as step_size goes to 0
-    assert exact == pytest.approx(var, rel=0.03)
-    assert x.mean().item() == pytest.approx(m, abs=4 * math.sqrt(var / x.numel()))
-    assert x.var().item() == pytest.approx(exact, rel=4 * math.sqrt(2 / x.numel()))
-    fourth = (x - x.mean()).pow(4).mean().item() / x.var().item() ** 2  # 3 for a Gaussian
-    assert fourth == pytest.approx(3, abs=4 * math.sqrt(24 / x.numel()))
+    two_valleys = Line(0.2, lambda x: 8 * x * (x**2 - 1) + 0.5)  # E = 2 (x² − 1)² + x / 2
+    x = ebm.langevin(two_valleys, torch.randn(20_000), None, 1500)
+    grid = torch.linspace(-3, 3, 6001)
+    p = torch.softmax(-(2 * (grid**2 - 1) ** 2 + grid / 2), dim=0)
+    for edge in (-1, -0.5, 0, 0.5, 1):
+        share = p[grid > edge].sum().item()
+        assert (x > edge).float().mean().item() == pytest.approx(share, abs=0.015)
 
 
-def test_noise_squared_2_step_size_is_a_chain_of_p():
-    """In the middle of [0, 1], with E a line of slope 0.05, a step is that of the equation in the opening."""
-    class Line:
-        def energy(self, x, y):
-            return 0.05 * x.flatten(1).sum(1)
-    step_size, x = 1e-4, torch.full((100, 1, 28, 28), 0.5)
-    steps = ebm.langevin(Line(), x, None, 4, step_size, math.sqrt(2 * step_size)) - 0.5
-    assert steps.mean().item() == pytest.approx(-4 * step_size * 0.05, abs=4 * math.sqrt(8e-4 / x.numel()))
-    assert steps.var().item() == pytest.approx(8e-4, rel=4 * math.sqrt(2 / x.numel()))
+def test_removing_noise_gives_the_mean_of_the_digits_that_may_be_there():
+    s, c, frequency = 0.3, torch.tensor([0.0, 0.5, 1.2]), torch.tensor([0.5, 0.2, 0.3])
+
+    def slope(x):  # of E = −log Σ_c p(c) N(x; c, s²)
+        with torch.enable_grad():
+            x = x.clone().requires_grad_()
+            log_n = torch.distributions.Normal(c, s).log_prob(x[:, None])
+            energy = -torch.logsumexp(frequency.log() + log_n, dim=1)
+            return torch.autograd.grad(energy.sum(), x)[0]
+
+    x = torch.linspace(-1, 2, 50)
+    likelihood = torch.distributions.Normal(c, s).log_prob(x[:, None]).exp() * frequency
+    mean = (likelihood * c).sum(1) / likelihood.sum(1)
+    torch.testing.assert_close(ebm.remove_noise(Line(s, slope), x, None), mean)
 
 
-def test_one_step_is_clipped_and_stays_between_0_and_1():
-    x = torch.full((1, 1, 2, 2), 0.5)
-    for slope, step in (1000.0, 0.1), (-1000.0, -0.1), (0.05, 0.05):
-        class Line:
-            def energy(self, x, y):
-                return slope * x.flatten(1).sum(1)
-        walked = ebm.langevin(Line(), x, None, 1, noise=0)
-        assert torch.allclose(walked, torch.full_like(x, 0.5 - step))
-        walked = ebm.langevin(Line(), x, None, 1, step_size=0.5, noise=0)
-        assert torch.allclose(walked, torch.full_like(x, 0.5 - step / 2))
-        end = ebm.langevin(Line(), x, None, 11, noise=0)
-        assert (end == (0 if slope > 0 else 1)).all()
-    noisy = ebm.langevin(Quadratic(0, 0), x, None, 5, noise=3.0)
-    assert noisy.min() >= 0 and noisy.max() <= 1
+def test_without_f_the_energy_is_that_of_noise_on_empty_paper():
+    model, x = flat(noise=0.3, sample_steps=50), 0.3 * torch.randn(5, 1, 28, 28)
+    log_n = torch.distributions.Normal(0.0, 0.3).log_prob(x).sum((1, 2, 3))
+    same = model.energies(x) + log_n[:, None]
+    torch.testing.assert_close(same, same[:1, :1].expand(5, 10), rtol=0, atol=1e-3)
+    y = torch.arange(5)
+    chains = ebm.langevin(model, ebm.start(y), y, 50)
+    assert chains.std().item() == pytest.approx(0.3 * math.sqrt(1.07), rel=0.05)
+    assert ebm.remove_noise(model, chains, y).abs().max() < 1e-5
 
 
-def test_known_pixels_stay_and_frames_are_kept():
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_each_slope_is_that_of_its_own_energy_in_any_mode(mode):
+    model, up = wild(), torch.randn(3, 1, 28, 28)
+    up /= up.flatten(1).norm(dim=1).view(3, 1, 1, 1)
+    with mode():
+        x, y = torch.rand(3, 1, 28, 28), torch.tensor([4, 0, 9])
+        slope = model.slope(x, y)
+        rise = model.energy(x + 0.01 * up, y) - model.energy(x - 0.01 * up, y)
+        alone = model.slope(x[1:2], y[1:2])
+    torch.testing.assert_close((slope * up).sum((1, 2, 3)), rise / 0.02, rtol=0.02, atol=0.5)
+    torch.testing.assert_close(slope[1:2], alone, rtol=1e-3, atol=1e-2)
+
+
+def test_the_buffer_gives_chains_back_and_one_in_twenty_begins_again():
     torch.manual_seed(0)
-    x, known, frames = torch.rand(3, 1, 4, 4), torch.arange(4).view(4, 1) < 2, []
-    walked = ebm.langevin(Quadratic(1, 0.3), x, None, 7, known=known, frames=frames)
-    assert len(frames) == 7 and torch.equal(frames[-1], walked)
-    for v in frames:
-        assert torch.equal(v[:, :, :2], x[:, :, :2]) and (v[:, :, 2:] != x[:, :, 2:]).all()
+    y = torch.randint(10, (3000,))
+    buffer = ebm.ReplayBuffer(y)
+    buffer.x += 100  # no start looks like that
+    places, chains, chains_y = buffer.draw(2500)
+    assert len(places.unique()) == 2500 and torch.equal(chains_y, y[places])
+    kept = (chains == buffer.x[places]).flatten(1).all(1)
+    assert (~kept).float().mean().item() == pytest.approx(0.05, abs=0.02)
+    assert chains[~kept].abs().max() < 10
+    assert len(buffer.draw(5000)[0]) == 3000  # there are no more
 
 
-def test_without_noise_it_is_descent():
-    model, frames = model_of(), []
-    x, y = torch.rand(5, 1, 28, 28).double(), torch.arange(5)
-    ebm.langevin(model, x, y, 20, step_size=0.02, noise=0, frames=frames)
-    e = torch.stack([model.energy(v, y) for v in (x, *frames)])
-    assert (e[1:] < e[:-1]).all()
-    by_hand = x.clone().requires_grad_()
-    gradient, = torch.autograd.grad(model.energy(by_hand, y).sum(), by_hand)
-    assert torch.allclose(frames[0], (x - 0.02 * gradient.clamp(-0.1, 0.1)).clamp(0, 1))
-    end = ebm.langevin(Quadratic(1, 0.3), x, y, 200, step_size=0.1, noise=0)
-    assert torch.allclose(end, torch.full_like(x, 0.3), atol=1e-4)
-
-
-def test_the_energy_of_an_image_is_the_sum_over_its_classes():
-    model, x = model_of(), torch.rand(5, 1, 28, 28).double()
-    e = model.energies(x)
-    assert e.shape == (5, 11)
-    assert torch.allclose((-e[:, 10].double()).exp(), (-e[:, :10].double()).exp().sum(1), rtol=1e-5)
-    for y in range(11):
-        assert torch.equal(model.energy(x, y), e[:, y])
-    assert torch.equal(model.energy(x), e[:, ebm.NULL])
-    y = torch.tensor([3, 1, 4, 10, 5])
-    assert torch.equal(model.energy(x, y), e[range(5), y])
-
-
-def test_p_of_y_given_x_is_bayes_rule():
-    """Over 40 images and ten classes, Z and all of p(x, y) are sums."""
-    model = model_of()
-    x = torch.rand(40, 1, 28, 28).double()
-    e = model.energies(x).double()
-    joint = (-torch.stack([model.energy(x, y).double() for y in range(10)], 1)).exp()
-    joint = joint / joint.sum()
-    assert torch.allclose(joint / joint.sum(1, keepdim=True), (e[:, 10:] - e[:, :10]).exp(), rtol=1e-5)
-    assert torch.allclose(joint.sum(1), (-e[:, 10]).softmax(0), rtol=1e-5)
-    assert joint.sum(1).max() > 1.2 * joint.sum(1).min()
-
-
-def test_the_replay_buffer_gives_chains_back_as_they_were_stored():
-    torch.manual_seed(0)
-    buffer, stored = ebm.ReplayBuffer(22), torch.randint(256, (22, 1, 28, 28), dtype=torch.uint8)
-    buffer.x[torch.arange(22)] = (255 * (stored / 255)).round().byte()  # as `main` stores
-    i, fresh = torch.randint(22, (4000,)), []
-    for part in i.split(500):
-        x, y = buffer.draw(part)
-        assert torch.equal(y, part % 11) and x.min() >= 0 and x.max() <= 1
-        same = (x == stored[part] / 255).flatten(1).all(1)
-        fresh.append(x[~same])
-    fresh = torch.cat(fresh)
-    assert len(fresh) / 4000 == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 4000))
-    assert fresh.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(1 / 12 / fresh.numel()))
-    assert fresh.var().item() == pytest.approx(1 / 12, rel=0.02)
-    assert buffer.y.bincount().tolist() == [2] * 11
-    assert (ebm.ReplayBuffer(22, conditional=False).draw(torch.arange(22))[1] == ebm.NULL).all()
-
-
-class Enough(Exception):
-    """The gradient is there: training can end."""
-
-
-@pytest.mark.parametrize("dropout", [0, 0.3, 1])
-def test_the_loss_has_the_gradient_of_the_log_likelihood(dropout, monkeypatch, tmp_path):
-    """Over a finite set of images Z is a sum. With draws of p(x | y) as chains, the gradient of `main`'s
-    loss is that of −log p(x | y), up to the error of a mean over chains, plus the cross-entropy's."""
-    torch.manual_seed(0)
-    every, B, kept = torch.randint(256, (30, 1, 28, 28)) / 255, 2000, {}
-
-    class Kept(ebm.EBM):
-        def __init__(self, *args):
-            super().__init__(*args)
-            for p in self.parameters():
-                torch.nn.init.normal_(p, std=0.3)
-            kept["model"] = self
-
-        def energies(self, x):
-            kept["x"] = x
-            return super().energies(x)
-
-    def exact_chains(model, x, y, steps):
-        e = -torch.stack([model.energy(every, d) for d in range(11)]).detach()
-        kept.update(y=y, i=torch.multinomial(e.softmax(1)[y], 1)[:, 0])
-        return every[kept["i"]]
-
-    def labels_of(y, rate):
-        kept["labels"] = drop_labels(y, rate)
-        return kept["labels"]
-
-    def stop(*_):
-        raise Enough
-
-    def buffer_of(*args):
-        kept["buffer"] = ReplayBuffer(*args)
-        return kept["buffer"]
-    drop_labels, ReplayBuffer, digits = ebm.drop_labels, ebm.ReplayBuffer, data.stand_in_digits(3000, 0)
-    for name, value in {"EBM": Kept, "langevin": exact_chains, "drop_labels": labels_of,
-                        "ReplayBuffer": buffer_of, "mnist": lambda *_: (*digits, *digits, "drawn")}.items():
-        monkeypatch.setattr(ebm, name, value)
-    monkeypatch.setattr(ebm.Run, "autocast", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
-    with pytest.raises(Enough):
-        ebm.main(["--channels", "1", "--batch-size", str(B), "--energy-penalty", "0", "--label-dropout",
-                  str(dropout), "--device", "cpu", "--out", str(tmp_path)])
-    model, y, labels, real = (kept[k] for k in ("model", "y", "labels", "x"))
-    assert (labels == ebm.NULL).float().mean().item() == pytest.approx(dropout, abs=0.05)
-    assert dropout < 1 or (y == ebm.NULL).all()
-    stored = {(255 * v).round().byte().numpy().tobytes() for v in every}
-    assert sum(v.numpy().tobytes() in stored for v in kept["buffer"].x) > 1000  # `main` stored the chains
-
-    def flat(loss):
-        gradient = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
-        return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
-                          for g, p in zip(gradient, model.parameters())])
-    got = torch.cat([p.grad.flatten() for p in model.parameters()])
-    e, e_real = model.energies(every), model.energies(real[:B])  # (30, 11), (B, 11)
-    log_p = -e_real.gather(1, labels[:, None])[:, 0].mean() - (-e).logsumexp(0)[y].mean()
-    classified = labels != ebm.NULL
-    log_p_class = (e_real[:, 10] - e_real.gather(1, labels[:, None])[:, 0])[classified].sum() / B
-    exact = flat(-log_p - log_p_class)
-    each = torch.stack([flat(v) for v in e.T.flatten()]).view(11, 30, -1)  # gradient of each E(x, y)
-    p = (-e).softmax(0).T.detach()[:, :, None]
-    variance = ((p * each.square()).sum(1) - (p * each).sum(1).square()).sum(1)[y].mean().item()
-    error = math.sqrt(variance / B)
-    assert (got - exact).norm().item() < 3 * error < 0.2 * exact.norm().item()
-
-
-def test_samples_are_langevin_dynamics_from_noise():
-    model = model_of(sample_steps=3).float()
-    y = torch.arange(120) % 10
+def test_a_sample_is_a_chain_from_noise_without_its_noise():
+    model, y = wild(sample_steps=3), torch.tensor([7, 1])
     torch.manual_seed(1)
-    x = model.sample(120, y)
+    images = model.sample(y)
     torch.manual_seed(1)
-    start, parts = torch.rand(120, 1, 28, 28), []
-    for at in (0, 100):
-        v = start[at:at + 100]
-        for _ in range(3):
-            v = v.clone().requires_grad_()
-            gradient, = torch.autograd.grad(model.energy(v, y[at:at + 100]).sum(), v)
-            v = (v.detach() - gradient.clamp(-0.1, 0.1) + 0.005 * torch.randn_like(v)).clamp(0, 1)
-        parts.append(v)
-    assert torch.allclose(x, torch.cat(parts), atol=1e-5)
+    x = ebm.start(y)
+    for _ in range(3):
+        x = x - 0.1**2 / 2 * model.slope(x, y) + 0.1 * torch.randn_like(x)
+    torch.testing.assert_close(images, (x - 0.2**2 * model.slope(x, y)).clamp(0, 1))
 
 
-def test_an_unconditional_model_ignores_the_class():
-    same = []
-    for conditional in (False, True):
-        model, samples = model_of(sample_steps=3, conditional=conditional).float(), []
-        for y in (3, 8):
-            torch.manual_seed(0)
-            samples.append(model.sample(4, y))
-        same.append(torch.equal(*samples))
-    assert same == [True, False]
-    assert (model_of(conditional=False).labels(None, 50) == ebm.NULL).all()
-    drawn = model_of().labels(None, 5000).bincount(minlength=11) / 5000
-    assert drawn.tolist() == pytest.approx([0.1] * 10 + [0], abs=4 * (0.09 / 5000) ** 0.5)
+def test_inpainting_moves_only_what_is_not_known(monkeypatch):
+    monkeypatch.setattr(ebm, "remove_noise", lambda model, chains, y: chains)
+    model, x = wild(sample_steps=2), torch.rand(2, 1, 28, 28)
+    known = torch.arange(28)[:, None] < 14
+    drawn = ebm.inpaint(model, x, torch.arange(2), known)
+    assert torch.equal(drawn[:, :, :14], x[:, :, :14])
+    assert (drawn[:, :, 14:] != x[:, :, 14:]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("more", ["", "--classes 1"])
+def test_a_saved_model_samples(more):
+    model, saved = short_run(ebm, f"{TINY['ebm']} {more}")
+    assert len(saved["curve"]) == 2
+    check_samples(model)
+
+
+FLAGS = "--steps 300 --batch-size 32 --channels 8 --buffer 256 --lr 2e-3 --save-every 300"
+
+
+@functools.cache
+def energies_and_accuracy(*edits):
+    """After a short run: mean E of test digits, mean E of samples, share of these that fit."""
+    model, _ = short_run(edited("ebm", *edits), FLAGS)
+    y = torch.arange(100) % 10
+    samples = model.sample(y)
+    with torch.no_grad():
+        of_digits = model.energy(ebm.add_noise(digits()[2] / 255, 0.2), digits()[3]).mean()
+        of_samples = model.energy(ebm.add_noise(samples, 0.2), y).mean()
+    return of_digits.item(), of_samples.item(), class_accuracy(samples, y)
+
+
+@pytest.mark.slow
+def test_break_nothing_is_raised():
+    of_digits, _, accuracy = energies_and_accuracy(("of_digits - of_chains + F", "of_digits + F"))
+    assert of_digits < energies_and_accuracy()[0] - 5000
+    assert accuracy < 0.6 and energies_and_accuracy()[2] > 0.8
+
+
+@pytest.mark.slow
+def test_break_all_chains_begin_again_each_time():
+    edit = ("device=y.device) < 0.05", "device=y.device) < 2")
+    of_digits, of_samples, accuracy = energies_and_accuracy(edit)
+    whole = energies_and_accuracy()
+    assert of_samples < of_digits - 200 and abs(whole[1] - whole[0]) < 200 and accuracy < whole[2]
+
+
+@pytest.mark.slow
+def test_break_steps_as_long_as_the_valley_is_wide():
+    wide, y = edited("ebm", ("sigma = model.noise / 2", "sigma = 2 * model.noise")), torch.arange(9)
+    sizes = []
+    for module in (ebm, wide):
+        for steps in (100, 400):
+            sizes.append(module.langevin(flat(), ebm.start(y), y, steps).std().item())
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05) and sizes[3] > 1.5 * sizes[2]

@@ -1,5 +1,6 @@
 """The pages: tables hold the results, links and paths resolve, and the diff for many machines works."""
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -7,17 +8,14 @@ import sys
 
 import pytest
 import torch
-from chapters import TINY
-from harness import ROOT, small
+from chapters import ROOT, TINY, data_folder
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import judge_variations  # noqa: E402
 import readme as front  # noqa: E402
 
 PAGES = {str(f.relative_to(ROOT).as_posix()): f.read_text(encoding="utf-8")
-         for f in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "variations" / "README.md"]}
+         for f in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 RESULTS = ROOT / "benchmarks" / "results"
-VARIATIONS = sorted(f.stem for f in (ROOT / "variations").glob("[a-z]*.py"))
 
 
 @pytest.mark.parametrize("name", front.ORDER)
@@ -25,10 +23,7 @@ def test_the_results_are_those_of_the_default_run_on_real_data(name):
     run, chapter = front.kept(name), importlib.import_module(name)
     if run is None:
         pytest.skip("not yet measured")
-    if hasattr(chapter, "SETTINGS"):
-        defaults = {k: v[0] for k, v in (chapter.SETTINGS | {"seed": (0,), "stand_in": ("auto",)}).items()}
-    else:
-        defaults = vars(chapter.parse_flags([]))
+    defaults = vars(chapter.parse_flags([]))
     flags = {key: value for key, value in run["flags"].items() if key != "bfloat16"}  # as the machine has it
     assert flags == {key: defaults[key] for key in flags} and run["step"] == defaults["steps"]
     assert "stand-in" not in run["source"]
@@ -36,11 +31,10 @@ def test_the_results_are_those_of_the_default_run_on_real_data(name):
 
 def test_tables_of_the_pages_are_those_of_the_results():
     assert all(front.filled(PAGES[page], page) == PAGES[page] for page in front.PAGES)
-    assert judge_variations.filled(PAGES["variations/README.md"]) == PAGES["variations/README.md"]
 
 
 def test_missing_runs_are_named_and_leave_what_there_is(tmp_path, monkeypatch, capsys):
-    for part in ("benchmarks/results", "assets", "docs", "variations"):
+    for part in ("benchmarks/results", "assets", "docs"):
         shutil.copytree(ROOT / part, tmp_path / part)
     for f in [*ROOT.glob("*.py"), ROOT / "README.md"]:
         shutil.copy(f, tmp_path)
@@ -50,7 +44,6 @@ def test_missing_runs_are_named_and_leave_what_there_is(tmp_path, monkeypatch, c
     front.main([])
     printed = capsys.readouterr().out
     assert all(f"`python {name}.py` makes it" in printed for name in front.ORDER)
-    assert all(f"`python -m variations.{name}` makes it" in printed for name in VARIATIONS if name != "compression")
     assert all((tmp_path / page).read_text(encoding="utf-8") == PAGES[page] for page in PAGES)
     for f in RESULTS.iterdir():
         assert (tmp_path / "benchmarks" / "results" / f.name).read_bytes() == f.read_bytes()
@@ -95,7 +88,8 @@ def test_the_diff_for_many_machines_trains_equal_ranks(tmp_path):
     ranks = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "ddpm.py",
          *TINY["ddpm"].split()], cwd=tmp_path, capture_output=True, text=True, timeout=240,
-        env=small() | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+                          "DATA_DIR": str(data_folder(tmp_path / "data"))})
     assert ranks.returncode == 0, ranks.stderr
     a, b = (torch.load(tmp_path / "out" / f"ddpm-{k}" / "model.pt", weights_only=True) for k in (0, 1))
     assert a["step"] == b["step"] == 4
