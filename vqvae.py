@@ -46,7 +46,7 @@ Run `python vqvae.py`; pictures appear in out/vqvae/. On MNIST and one core of a
 (bfloat16), the other one busy, it takes 730 seconds. Test images, nats: each pixel by itself, as
 often ink as in training, 205.94; the bound of this model 90.51, of it 27.35 for the codes. The
 perplexity of the codebook, exp of the entropy of its entries' shares, is 15.1: as of 15.1 entries
-used equally often.
+used equally often. A separate classifier finds the class asked for in 98.5 % of 5,000 samples.
 
 Good at: turning images or sound into something like text, for any model of sequences. Bad at:
 likelihood; one spelling stands for all. Read before: vae.py, transformer_ar.py. Read next: gan.py.
@@ -399,10 +399,11 @@ def evaluate(run, model, x_train, x, y):
 # Differs from the paper: the data; a smaller grid; losses summed over places, there averaged;
 # restarts (see 2); a transformer for the prior instead of a PixelCNN; and what follows. Drafts of
 # 2,000 steps of 100 images, with one of the paper's residual blocks in both networks, gave 99.8
-# nats on validation images, with K = 8 100.6, with K = 32 110.7. If the decoder rebuilds the very
-# draw that the encoder saw, 99.7 (and training no longer lies above validation), but the codes
-# cost 31.6 instead of 29.4, and the class is found in 90 % of samples instead of 95. Without the
-# blocks, 2,600 steps in the same time, 98.6; 4,000 steps of 50 images, 95.5.
+# nats on validation images, with K = 8 100.6, with K = 32 110.7; with the class for the prior alone
+# 102.2. If the decoder rebuilds the very draw that the encoder saw, 99.7 (and training no longer
+# lies above validation), but the codes cost 31.6 instead of 29.4, and the class is found in 90 % of
+# samples instead of 95. Without the blocks, 2,600 steps in the same time, 98.6; 4,000 steps of 50
+# images, 95.5. A prior trained anew on the settled codes, as long, gains 0.1 nats: 27.25 for 27.35.
 #
 # Things to break:
 # 1. In `main`, decode e instead of straight_through(z, e): pixels no longer teach the encoder.
