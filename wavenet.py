@@ -179,7 +179,7 @@ class WaveNet(nn.Module):
         self.speakers = list(speakers)  # their names: the numbers in `speaker` are places here
         self.labels = nn.Embedding(digits * len(speakers), channels)
         self.levels = nn.Embedding(257, channels)  # 256 levels and the start
-        self.first = nn.Linear(channels, channels)  # the paper's convolution before the layers
+        self.first = nn.Linear(channels, channels)  # in the paper a convolution of two places
         self.layers = nn.ModuleList(Layer(channels, 2**i) for i in range(layers))
         self.head = nn.Sequential(
             nn.ReLU(), nn.Linear(channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, 256)
@@ -405,8 +405,8 @@ def evaluate(run, model, training, test):
 
 
 # %% Notes
-# Differs from the paper: one stack of twelve layers, there three of ten; a table of levels instead
-# of a first convolution; digit and speaker as one condition; a word a step, from a start symbol.
+# Differs from the paper (none measured alone): one stack of twelve layers, there several of ten;
+# the convolution before them sees one place; one condition for both; a word a step, from a start.
 #
 # Things to break:
 # 1. In `WaveNet.forward`, put F.pad(x, (0, 1), value=START): x_t is predicted from itself, the loss
