@@ -15,10 +15,10 @@ x_t for each character, the plainest one is
     h_t = tanh(W x_t + U h_{t−1} + b)                    the state: some hundred numbers
     p(· | x_1, …, x_t) = softmax(V h_t)                  one number for each character to come
 
-It hardly learns what lies far back. Over n characters a change of the state is multiplied n times
-by about the same factor: 0.5^100 = 8e-31, nothing is left; 2^100 = 1e30, it explodes. So the LSTM
-(long short-term memory; Hochreiter & Schmidhuber 1997) has cells c beside h. Each unit owns one and
-decides what happens to it by gates, numbers from 0 to 1 (σ is the sigmoid):
+It hardly learns what lies far back. A change of h_{t−1} reaches h_t times U and the slope of tanh:
+over n characters about the same factor n times. 0.5^100 = 8e-31, nothing is left; 2^100 = 1e30, it
+explodes. So the LSTM (long short-term memory; Hochreiter & Schmidhuber 1997) has a cell c beside
+each h. This unit decides what happens to its cell by gates, from 0 to 1 (σ is the sigmoid):
 
     f = σ(W_f x_t + U_f h_{t−1} + b_f)       forget gate: how much of the cell is kept
     i = σ(W_i x_t + U_i h_{t−1} + b_i)       input gate: how much is written to it

@@ -349,10 +349,10 @@ def evaluate(run, model, x, y):
 
 # %% Notes
 # Differs from the paper: T = 1, and for that the noise, the bowl and `remove_noise` (Saremi &
-# Hyvärinen 2019, arXiv:1903.02334); cross-entropy; ten steps, not 60; no penalties, no clipping. An
-# earlier version had those and T = 1.25e-5: recall 0.55, precision 0.69. Recall here after 60, 100,
-# 150, 300 steps: 0.82, 0.77, 0.68, 0.58; precision 0.77, 0.83, 0.87, 0.90 (1,000 samples). Chains
-# end below digits, with less variety: in the mean over chains is one in twenty that has just begun.
+# Hyvärinen 2019, arXiv:1903.02334); cross-entropy; ten steps, not 60; no penalties, no clipping.
+# None of these was measured alone. How long should chains run? Recall after 60, 100, 150, 300
+# steps: 0.82, 0.77, 0.68, 0.58; precision 0.77, 0.83, 0.87, 0.90 (1,000 samples, against validation
+# images). Chains end at lower energies than digits, with less variety.
 # Things to break:
 # 1. In `loss_of`, no `- of_chains`: nothing is raised. All energies fall; samples are no digits.
 # 2. In `draw`, `< 2` for `< 0.05`: all chains begin again. Samples go on to what E was never told.

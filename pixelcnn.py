@@ -351,9 +351,9 @@ def evaluate(run, model, x_train, x, y):
 
 
 # %% Notes
-# Differs from the paper: kernels of 5 x 5 instead of 3 x 3, which see more in fewer layers; no ReLU
-# before `reduce`, one convolution fewer at the end; a bias for each place; the class; digits drawn
-# anew at each step; Adam with a rising and falling rate instead of RMSProp.
+# Differs from the paper: kernels of 5 x 5, not 3 x 3 (drafts of 130 seconds, validation: 81.7 nats,
+# twelve layers of 3 x 3 82.5); no ReLU before `reduce` (81.5; with it 81.7); one convolution fewer
+# at the end; a bias for each place; the class; digits drawn anew at each step; Adam.
 #
 # Things to break:
 # 1. In `PixelCNN.__init__`, give the stem kind="B": a pixel sees itself, the loss falls to 0; in

@@ -26,7 +26,7 @@ The same weights serve every t, which makes this a convolution. It is causal: no
 is used. d, its dilation, doubles from layer to layer: 1, 2, 4, …, 2048. That is the paper's idea:
 twelve layers of two places each reach 4,096 samples back. See the tree below.
 
-Before the first layer, h_t stands for the sample before t, so x_t is never used to predict x_t.
+Before the first layer, h_t is a vector learned for the level x_{t−1}, so x_t never predicts itself.
 After the last, a small network turns total_t (at first 0) into 256 probabilities.
 
 Training minimises the negative log-likelihood, NLL = −log p(x | digit, speaker). It is stated in
@@ -44,8 +44,8 @@ sample by itself, level by level as often as in training, 7.18; this model 4.085
 speaker. A separate classifier hears the digit asked for in 62.7 % of 300 sounds, and in 98 % of
 real recordings. For your own recordings: `--audio FOLDER`.
 
-Good at: timbre, exact likelihoods. Bad at: speed of sampling, and whatever lasts longer than the
-last layer reaches. Read before: made.py, char_rnn.py. Read next: pixelcnn.py.
+Good at: timbre, exact likelihoods. Bad at: speed of sampling; words that can be understood, and
+whatever lasts longer than 4,096 samples. Read before: made.py, char_rnn.py. Read next: pixelcnn.py.
 """
 
 import argparse
