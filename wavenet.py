@@ -355,7 +355,7 @@ def prediction(p, levels, start):
     """A figure: the probabilities p (T, 256) of 240 levels from `start` on, and what came."""
     axes = Figure(figsize=(10, 4), layout="constrained").subplots()
     stop = min(start + 240, len(levels))
-    image = p[start:stop].T.sqrt()  # the root shows small ones, too
+    image = p[start:stop].T.sqrt().numpy()  # the root shows small ones, too
     axes.imshow(image, origin="lower", aspect="auto", cmap="magma", extent=(start, stop, 0, 256))
     axes.plot(torch.arange(start, stop) + 0.5, levels[start:stop] + 0.5, ".", ms=3, color="cyan")
     title = "bright: levels that the model expects at t, given all before; dots: what came"
