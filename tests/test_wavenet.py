@@ -155,7 +155,7 @@ def test_own_recordings_train_and_are_evaluated_and_names_come_back(names, digit
     assert len(sound) % 160 == 0 and np.abs(sound).max() > 0  # 0.02 s each
 
 
-FLAGS = "--steps 400 --batch-size 4 --channels 16 --layers 5 --lr 1e-2 --save-every 400"
+FLAGS = "--steps 600 --batch-size 4 --channels 16 --layers 5 --lr 1e-2 --save-every 600"
 
 
 @pytest.fixture(scope="module")
