@@ -37,6 +37,29 @@ TINY = {
     "ebm": "--steps 4 --batch-size 8 --channels 4 --langevin-steps 2 --sample-steps 4 "
     "--save-every 2",
 }
+# Variations that train, and their tiny flags; each is a module of the folder variations.
+VARIATIONS = {
+    "variations.maf": "--steps 4 --batch-size 8 --hidden 16 --chains 2 --save-every 2",
+    "variations.score_matching": "--steps 4 --batch-size 8 --save-every 2",
+    "variations.semi_supervised": "--steps 4 --batch-size 8 --hidden 16 --latent 2 --save-every 2",
+    "variations.r3gan": "--steps 4 --batch-size 8 --channels 4 --latent 4 --game-steps 3 "
+    "--save-every 2",
+    "variations.transformer_text": "--steps 4 --batch-size 4 --length 16 --width 8 --layers 1 "
+    "--save-every 2",
+    "variations.moons": "--steps 4 --batch-size 8 --couplings 2 --save-every 2",
+    "variations.fsq": "--steps 4 --batch-size 8 --channels 4 --width 8 --save-every 2",
+    "variations.masked_diffusion": "--steps 4 --batch-size 8 --width 8 --save-every 2",
+    "variations.latent_diffusion": "--steps 4 --first-steps 2 --batch-size 8 --channels 4 "
+    "--save-every 2",
+    "variations.wavenet_pixels": "--steps 4 --batch-size 8 --channels 4 --dilations 1 2 28 "
+    "--save-every 2",
+    "variations.rnn_pixels": "--steps 4 --batch-size 8 --hidden 8 --save-every 2",
+    "variations.discrete_latents": "--steps 4 --batch-size 8 --hidden 8 --latent 4 --save-every 2",
+    "variations.hierarchical_vae": "--steps 4 --batch-size 8 --hidden 8 --lower 4 --upper 2 "
+    "--save-every 2",
+    "variations.pixelcnn_pp": "--steps 4 --batch-size 8 --channels 4 --layers 1 --save-every 2",
+}
+TINY |= VARIATIONS
 
 
 def data_folder(path, train=240, test=60, labels=None):
@@ -151,3 +174,41 @@ def class_accuracy(images, y):
     x, labels, _, _ = digits()
     nearest = torch.cdist(images.flatten(1), x[:5000].flatten(1) / 255).argmin(1)
     return (labels[nearest] == y).float().mean().item()
+
+
+def checkpoint(out):
+    """What a run saved last."""
+    return torch.load(out / "model.pt", weights_only=True)
+
+
+def equal(a, b):
+    """Whether two saved states are the same, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def lines(text):
+    """How many lines of a text are not blank."""
+    return sum(bool(line.strip()) for line in text.split("\n"))
+
+
+def stop_at(module, step, monkeypatch):
+    """From now on the chapter's runs are interrupted after a step."""
+    log = module.Run.log
+
+    def interrupted(self, loss):
+        log(self, loss)
+        if self.step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.Run, "log", interrupted)
+
+
+def touch(self, name, *figures):
+    """In the place of Run.picture: a file without contents."""
+    (self.args.out / name).touch()

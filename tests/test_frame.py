@@ -13,7 +13,19 @@ import time
 
 import pytest
 import torch
-from chapters import CHAPTERS, IMAGES, ROOT, TINY, data_folder, main
+from chapters import (
+    CHAPTERS,
+    IMAGES,
+    ROOT,
+    TINY,
+    checkpoint,
+    data_folder,
+    equal,
+    lines,
+    main,
+    stop_at,
+    touch,
+)
 
 import data
 
@@ -42,21 +54,6 @@ def start(name, out, more="", **how):
     return subprocess.Popen([*command, *more.split()], **options | how)
 
 
-def checkpoint(out):
-    return torch.load(out / "model.pt", weights_only=True)
-
-
-def equal(a, b):
-    """Whether two saved states are the same, bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
 @pytest.fixture(autouse=True)
 def small_data(tmp_path_factory, monkeypatch):
     """240 + 60 drawn digits of ten classes, a text, 60 tones."""
@@ -64,10 +61,6 @@ def small_data(tmp_path_factory, monkeypatch):
     if not folder.exists():
         data_folder(folder)
     monkeypatch.setenv("DATA_DIR", str(folder))
-
-
-def touch(self, name, *figures):
-    (self.args.out / name).touch()
 
 
 @pytest.fixture(autouse=True)
@@ -86,10 +79,6 @@ def run(tmp_path):
 
 
 # The shape of a file
-def lines(text):
-    return sum(bool(line.strip()) for line in text.split("\n"))
-
-
 @pytest.mark.parametrize("name", [*CHAPTERS, "data"])
 def test_a_statement_says_one_thing(name):
     nodes = list(ast.walk(ast.parse(text_of(name))))
@@ -221,18 +210,6 @@ def test_a_number_that_is_none_becomes_null(run):
 
 
 # Resuming
-def stop_at(module, step, monkeypatch):
-    """From now on the chapter's runs are interrupted after a step."""
-    log = module.Run.log
-
-    def interrupted(self, loss):
-        log(self, loss)
-        if self.step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(module.Run, "log", interrupted)
-
-
 @every
 def test_interrupted_and_resumed_equals_never_interrupted(name, tmp_path, monkeypatch):
     main(name, tmp_path / "whole", "--steps 4 --save-every 2")

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme as front  # noqa: E402
 
 PAGES = {str(f.relative_to(ROOT).as_posix()): f.read_text(encoding="utf-8")
-         for f in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+         for f in [ROOT / "README.md", ROOT / "variations" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -36,7 +36,7 @@ def test_tables_of_the_pages_are_those_of_the_results():
 
 
 def test_missing_runs_are_named_and_leave_what_there_is(tmp_path, monkeypatch, capsys):
-    for part in ("benchmarks/results", "assets", "docs"):
+    for part in ("benchmarks/results", "assets", "docs", "variations"):
         shutil.copytree(ROOT / part, tmp_path / part)
     for f in [*ROOT.glob("*.py"), ROOT / "README.md"]:
         shutil.copy(f, tmp_path)
@@ -72,9 +72,11 @@ def test_every_link_and_path_of_a_page_resolves(page):
 
 
 def test_no_picture_is_left_over():
-    linked = {name for page in PAGES.values() for name in re.findall(r"assets/([\w.]+)", page)}
-    assert linked == {f.name for f in (ROOT / "assets").iterdir()}
-    assert linked == {*front.PICTURES, "gallery.png", "taxonomy.png", "comparison.png"}
+    linked = {name for page in PAGES.values() for name in re.findall(r"assets/([\w./]+)", page)}
+    there = {f.relative_to(ROOT / "assets").as_posix() for f in (ROOT / "assets").rglob("*.*")}
+    assert linked == there
+    of_chapters = {name for name in linked if "/" not in name}
+    assert of_chapters == {*front.PICTURES, "gallery.png", "taxonomy.png", "comparison.png"}
 
 
 def test_the_first_page_is_short():
