@@ -44,6 +44,7 @@ VARIATIONS = {
     "variations.semi_supervised": "--steps 4 --batch-size 8 --hidden 16 --latent 2 --save-every 2",
     "variations.r3gan": "--steps 4 --batch-size 8 --channels 4 --latent 4 --game-steps 3 "
     "--save-every 2",
+    "variations.flow_matching": "--steps 4 --batch-size 8 --channels 4 --save-every 2",
     "variations.transformer_text": "--steps 4 --batch-size 4 --length 16 --width 8 --layers 1 "
     "--save-every 2",
     "variations.moons": "--steps 4 --batch-size 8 --couplings 2 --save-every 2",

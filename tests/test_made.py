@@ -151,7 +151,6 @@ def test_break_thresholded_pixels():
 
 
 @pytest.mark.slow
-@torch.no_grad()
 def test_break_drawing_backwards():
     backwards = edited("made", ("for pixel in pixels:", "for pixel in pixels.flip(0):"))
     model, saved = intact()
