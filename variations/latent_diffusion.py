@@ -33,7 +33,7 @@ Then all codes are computed, once, and no step sees a pixel any more: with the b
 takes 27 ms instead of 50 (64 images, one core of an AMD EPYC, bfloat16), and 100 digits 0.41 s
 instead of 1.25. Both stages train for 197 s, the first for 28. Decoded test images miss 3 % of the
 variance of pixels. A separate classifier finds the class asked for in 98.0 % of 2,000 samples, the
-Fréchet distance is 2.5, of decoded test images 1.5 (ddpm.py, 373 s on two cores: 99.3 % and 2.2).
+Fréchet distance is 2.5, of decoded test images 1.5 (ddpm.py, 342 s on two cores: 99.3 % and 2.2).
 Use it for large images: 256 x 256 in three colours become 32 x 32 x 4, 48 times fewer numbers.
 """
 
