@@ -87,6 +87,7 @@ def test_a_run_leaves_what_it_promises(name, tmp_path, capsys):
 
 
 @every
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_never_interrupted(name, tmp_path, monkeypatch):
     main(name, tmp_path / "whole", "--steps 4 --save-every 2")
     with monkeypatch.context() as patch:
@@ -99,6 +100,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(name, tmp_path, monkey
 
 
 @every
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_is_never_saved(name, tmp_path):
     with pytest.raises(FloatingPointError, match="--lr"):
         main(name, tmp_path, "--lr nan")

@@ -1,38 +1,39 @@
-"""Compression on char_rnn.py: arithmetic coding (Witten, Neal & Cleary 1987; arXiv:2309.10668).
+"""Compression on char_rnn.py: arithmetic coding (Witten, Neal & Cleary 1987).
 
-char_rnn.py needs −log₂ p = 2.08 bits a character. Bits of what? Of a file: a model that predicts a
-text can write it down in so many binary digits and read it back from them.
+char_rnn.py reaches a mean −log₂ p of 2.08 bits a character. Bits of what? Of a file: a model that
+predicts a text can write it down in so many binary digits, and read it back from them.
 
-A text becomes an interval. Start with [0, 1). Cut it into parts, one for each character that may
-come, as wide as the character is probable. Keep the part of the one that comes; cut that by the
-probabilities of the next one; and so on. Let a, b, c always have 1/2, 1/4, 1/4. Then "bca" is
+A text becomes an interval. Start with [0, 1), all numbers from 0 to below 1. Cut it into parts, one
+for each character that may come, as wide as that is probable. Keep the part of the one that comes,
+cut it for the next one, and so on. If a, b, c always have 1/2, 1/4, 1/4, the text "bca" is
 
                       its parts for a, b and c                         kept    width
     [0, 1)            [0, 1/2)  [1/2, 3/4)  [3/4, 1)                    b       1/4
     [1/2, 3/4)        [1/2, 5/8)  [5/8, 11/16)  [11/16, 3/4)            c       1/16
     [11/16, 3/4)      [11/16, 23/32)  [23/32, 47/64)  [47/64, 3/4)      a       1/32
 
-Parts do not overlap: any number in the last interval tells the text, if its length is known. How
-many binary digits has such a number? Each step multiplies the width by a probability:
+Parts do not overlap. So any number in the last interval tells the text, if its length is known:
+make the same cuts and see in which part the number lies. How many binary digits must it have?
 
-    width = Π_t p(x_t | x_1, …, x_{t−1}) = p(x)      the product rule
-    2^−n ≤ p(x)                                      n digits: numbers 2^−n apart, so one is inside
-    n = −log₂ p(x), rounded up                       5 for 1/32; 11/16 is 0.10110 in binary
+    width = Π_t p(x_t | x_1, …, x_{t−1}) = p(x)    each step multiplies it by a probability
+    2^−n ≤ p(x)                                    numbers of n digits are 2^−n apart: one fits in
+    n = −log₂ p(x), rounded up                     5 for 1/32: 11/16 is 0.10110 in binary
 
-Is there a better code? Let one write n(x) digits for x. To tell where they end, none may begin
-another's: so the numbers that begin with them are an interval 2^−n(x) wide, and these do not
-overlap. r(x) = 2^−n(x) adds up to 1 at most. For texts drawn from q
+Is there a better code? Let one write n(x) digits for x. To tell where they end, they must not be
+the beginning of another text's digits. The numbers that begin with them are an interval 2^−n(x)
+wide, and these do not overlap. So all r(x) = 2^−n(x) add up to 1 at most. For texts drawn from q,
 
-    E_q[n] = E_q[−log₂ r] = E_q[−log₂ q] + KL(q ‖ r) ≥ E_q[−log₂ q]      a KL is not negative
+    E[n] = E[−log₂ r] = E[−log₂ q] + E[−log₂(r/q)]      E: the mean over these texts
+    E[−log₂(r/q)] ≥ −log₂ E[r/q] = −log₂ Σ_x r(x) ≥ 0   Jensen: mean log ≤ log mean; E[f] = Σ q f
 
-The least is the entropy of q, reached by r = q; a model p costs KL(q ‖ p) more, which is what
-training lowers. To learn a distribution and to compress are one task.
+No code beats E[−log₂ q], the entropy of q. A model p = q reaches it but for the rounding; any other
+costs E[log₂(q/p)] = KL(q ‖ p) more, which is what training lowers. To learn a distribution and to
+compress are one task (Delétang et al. 2023, arXiv:2309.10668).
 
-Run `python -m variations.compression --text FILE` after char_rnn.py; file and picture appear in
-out/compression/. The last tenth of tiny Shakespeare, 111,540 bytes, becomes 29,097 bytes (gzip
-44,486, bz2 36,743, xz 41,028) and comes back the same, in 20 seconds of one core of an AMD EPYC.
-The model, 7.6 million bytes, is not in it: both sides have it. And it must have learnt from such
-texts: the source of char_rnn.py, 27,737 bytes, becomes 28,279, more than it was (gzip 10,367).
+Run `python -m variations.compression` after char_rnn.py. In 20 s of one AMD EPYC core the last
+tenth of tiny Shakespeare, 111,540 bytes, becomes 29,097 (gzip 44,486, bz2 36,743, xz 41,028) and
+comes back the same. The model, 7.6 million bytes, is not counted: both sides have it. And it must
+know such texts: the source of char_rnn.py, 27,737 bytes, grows to 28,279 bytes (gzip 10,367).
 """
 
 import argparse
@@ -63,16 +64,16 @@ def parse_flags(argv=None):
 
 
 # %% Coder
-# The ends of the interval soon have thousands of binary digits; only the last 48 need arithmetic.
-# Whole numbers low and width stand for [low, low + width) / 2^digits. When the width falls below
-# 2^40, both are multiplied by 2^8: a byte more. (Should a one be carried far to the left, Python's
-# whole numbers have all their digits at hand.) Part k lies from edges[k] to edges[k + 1], multiples
-# of 2^−24; what dividing the width by 2^24 leaves over is given away.
+# The interval is [low, low + width) / 2^n, in whole numbers, at first with n = 48. When the width
+# falls below 2^40, all three are multiplied by 2^8: low grows by a byte, however long it becomes.
+# Part k lies from edges[k] to edges[k + 1]; the unit is width / 2^24, rounded down, and the rest of
+# the width is given away. With edges 0, 2^23, 2^23 + 2^22, 2^24 for a, b, c, after "bca" low is
+# 176 · 2^40 (176/256 = 11/16), the width 8 · 2^40 (8/256 = 1/32), and `number` gives a byte, 183.
 class Encoder:
     def __init__(self):
         self.low = 0
         self.width = 2**48
-        self.size = 0  # bytes that the number has become longer
+        self.size = 0  # bytes by which low has become longer: n = 48 + 8 · size
 
     def keep(self, edges, k):
         unit = self.width // 2**24
@@ -84,8 +85,8 @@ class Encoder:
             self.size += 1
 
     def number(self):
-        """A number in the interval as bytes: its top end with the last five bytes set to 0."""
-        top = self.low + self.width - 1
+        """A number in the interval as bytes: its top end with the last five bytes cut off."""
+        top = self.low + self.width - 1  # at least 2^40 − 1 above low: it stays in the interval
         return (top // 2**40).to_bytes(self.size + 1, "big")
 
 
@@ -93,13 +94,13 @@ class Decoder:
     """Makes the same cuts and sees in which part the number lies: `above` is number − low."""
 
     def __init__(self, number):
-        self.rest = iter(number[6:])
+        self.rest = iter(number[6:])  # the bytes after the first 48 bits
         self.above = int.from_bytes(number[:6].ljust(6, b"\0"), "big")
         self.width = 2**48
 
     def find(self, edges):
         unit = self.width // 2**24
-        k = bisect_right(edges, self.above // unit, hi=len(edges) - 1) - 1
+        k = bisect_right(edges, self.above // unit, hi=len(edges) - 1) - 1  # last edge not above
         self.above -= unit * edges[k]
         self.width = unit * (edges[k + 1] - edges[k])
         while self.width < 2**40:
@@ -110,8 +111,8 @@ class Decoder:
 
 # %% Model
 # Probabilities become multiples of 2^−24, none of them 0: what a model thinks impossible may come.
-# The last part is that of all characters it does not know; a second cut says which of Unicode's.
-UNICODE = range(0, 15 * 0x110000 + 1, 15)  # 1,114,112 parts: 20 bits
+# A last part, 2^−12 wide: 12 bits, is for all that it does not know; a second cut says which it is.
+UNICODE = range(0, 15 * 0x110000 + 1, 15)  # edges of 1,114,112 parts, all 15 / 2^24 wide: 20 bits
 
 
 def edges_of(logits):
@@ -119,21 +120,20 @@ def edges_of(logits):
     K = logits.shape[1]
     p = logits.double().softmax(1)
     widths = (p * (2**24 - 2**12 - K)).long() + 1
-    edges = F.pad(widths.cumsum(1), (1, 1))  # a 0 on the left, and on the right
+    edges = F.pad(widths.cumsum(1), (1, 1))  # a 0 before and a 0 after, which becomes 2^24
     edges[:, -1] = 2**24
     return edges.tolist()
 
 
-# Encoder and decoder both come through here and so know the same probabilities: those of a
-# character, once all before it are known. Up to 32 readers share a text, for speed: all their first
-# characters are coded, then all their second ones. A character that the model does not know is read
-# as a beginning, number K, too. (The probabilities are the same to the last bit only on one kind of
-# machine, with one PyTorch and one number of threads: a format to keep would need whole numbers.)
+# Encoder and decoder both come through here, so both compute the same probabilities from the same
+# characters. For speed up to 32 readers read a piece each: all first characters, all second ones …
+# What the model does not know it reads as the start symbol, number K. (Probabilities are the same
+# to the last bit only on one kind of machine, with one PyTorch and one number of threads.)
 @torch.no_grad()
 def read_through(model, N, code):
-    """Predict N characters. code(place, edges) codes the one at a place; returns its number."""
+    """Predict N characters; code(place, edges) writes or finds one and returns its number."""
     readers = min(32, 1 + N // 2000)
-    share = math.ceil(N / readers)
+    share = math.ceil(N / readers)  # characters for each
     read = torch.full((readers, 1), model.start)
     state = model.empty_state(readers)
     for t in range(share):
@@ -157,8 +157,8 @@ def compress(model, string):
         return k
 
     read_through(model, len(string), code)
-    header = [len(string), crc32(string.encode())]
-    return b"".join(number.to_bytes(4, "big") for number in header) + encoder.number()
+    header = len(string).to_bytes(4, "big") + crc32(string.encode()).to_bytes(4, "big")
+    return header + encoder.number()
 
 
 def decompress(model, blob):

@@ -1,32 +1,32 @@
 """Coins as latents, on vae.py: four ways past a draw without a derivative (Williams 1992 and more).
 
 The chapter's style is 20 real numbers. But has this 7 a bar, this 2 a loop? Yes or no. Let the
-style be 32 tosses of a coin, h = (h_1, …, h_32), each 0 or 1, and let the encoder put out how
-probable a 1 is for each coin, q_j. With r(h) = log p(x | h, y) the bound is the chapter's:
+style be 32 tosses, h = (h_1, …, h_32), each 0 or 1. The encoder puts out q, how probable a 1 is,
+for each coin: that makes q(h | x, y). With r(h) = log p(x | h, y) the bound is the chapter's:
 
     ELBO = E_q[r(h)] − KL(q ‖ p)      p(h) = 2^−32: the prior tosses fair coins. The KL is exact
 
-The decoder's gradient is easy: q has none of its weights, so one draw of h estimates the mean. The
-encoder's came through z = μ + σ ε. But a coin is a step, h = 1 if a uniform u < q, else 0: its
-derivative is 0. One coin, r(0) = −100, r(1) = −98: the mean, −98 q − 100 (1 − q), has the slope 2.
+The decoder's gradient is easy: q has none of its weights, so one draw of h estimates it. The
+encoder's came through z = μ + σ ε. But a toss is a step: h = 1 if a uniform u < q, else 0, so its
+derivative is 0. Yet with r(0) = −100, r(1) = −98 the mean, −98 q − 100 (1 − q), has the slope 2.
 
-**REINFORCE.** Make the derivative of a mean a mean again, for draws can estimate means:
+**REINFORCE.** A mean can be estimated by draws. So turn the derivative into a mean:
 
     ∇E_q[r] = Σ_h r(h) ∇q(h)               a mean is a sum of r times probability
             = E_q[r(h) ∇log q(h)]          ∇q = q ∇log q, the log-derivative trick
 
-At q = 1/2, ∇log q is 1 / q = 2 for h = 1, −1 / (1 − q) = −2 for h = 0. The estimates, −196 and 200,
-have the mean 2 and a standard deviation of 198. Any b that does not depend on h may be taken off r,
-as E_q[b ∇log q(h)] = b Σ_h ∇q(h) = b ∇1 = 0. With this baseline at −99 both estimates are 2. Nobody
+At q = 1/2, ∇log q(h) is 1 / q = 2 for h = 1, −1 / (1 − q) = −2 for h = 0. The estimates, −196 and
+200, have the mean 2 and a standard deviation of 198. Any b without h in it may be taken off r, as
+E_q[b ∇log q(h)] = b Σ_h ∇q(h) = b ∇1 = 0. With b = −99, a baseline, both estimates are 2. Nobody
 knows the −99. So draw twice, h and h′, and let each r be the other's baseline. The mean of both is
 
     (r(h) − r(h′)) (∇log q(h) − ∇log q(h′)) / 2       0, 4, 4 or 0: mean 2, deviation 2
 
 **Gumbel-softmax** (Jang et al., Maddison et al. 2017: 1611.01144, 1611.00712). Noise from outside,
 as in the chapter: g = log(u / (1 − u)) rises with u, and at u = 1 − q it is −a, for the logit
-a = log(q / (1 − q)). So h = 1 if a + g > 0, else 0, is the coin. Make the step a slope, sigmoid of
-(a + g) / τ: for a small τ rare and steep, up to 1 / 4τ, which is noise; for a large one the decoder
-learns from 0.4s that no coin will ever show, a bias.
+a = log(q / (1 − q)). So h = 1 if a + g > 0, else 0, is the coin. Make this step a smooth slope,
+sigmoid((a + g) / τ). With a small τ it is rare but steep, up to 1 / 4τ: noise. With a large τ the
+decoder learns from values like 0.4, which no coin ever shows: a bias.
 
 **Straight-through** (Bengio et al. 2013, 1308.3432). Toss, and pretend that ∂h/∂q = 1. The estimate
 is dr/dh: right if r is a straight line in h. For r = h² it is 2h, on average 2q; the truth is 1.
@@ -37,18 +37,18 @@ minimise? Leave y out, add and subtract log p(h | x), and take the mean over dre
 
     E[−log q(h | x)] = E[KL(p(h | x) ‖ q(h | x))] − E[log p(h | x)]      no q in the last
 
-The chapter's gap is the KL the other way round, of digits. If 00 and 11 fit x, 1/2 each, that one
-is least, log 2, if q keeps to either; sleep's, if its coins are fair: 01 and 10 then fit nothing.
+Let two coins fit x if they show 00 or 11, both alike. The chapter's gap, KL(q ‖ p(h | x)), is least
+if q keeps to one of these, sleep's KL if both coins are fair: then half the tosses fit nothing.
 
 MNIST, one core of an AMD EPYC (bfloat16), 8,000 steps each, 134 s in all; −ELBO of test digits in
-nats (natural logarithms); the encoder's gradient for ten digits, in lengths of the true one:
+nats (natural logarithms); noise and bias of the encoder's gradient, in lengths of the true one:
 
-    reinforce           −ELBO 114.5   5.2 ms a step   noise 3.7 (no baseline: 51)   bias 0
+    reinforce           −ELBO 114.5   5.2 ms a step   noise 3.7 (no baseline: 51)   bias 0, as shown
     gumbel_softmax            111.8   2.7                   1.5                          0.25
     straight_through          117.0   2.7                   1.2                          0.48
     wake_sleep                116.4   3.4
 
-vae.py, larger, has 85.72 after 351 s. Where r has no derivative, only the first and last remain.
+vae.py, larger, has 85.72 after 351 s. If r has no derivative by h, only the first and last remain.
 """
 
 import argparse
@@ -124,10 +124,10 @@ def silent(term):
     return term - term.detach()
 
 
-def reinforce(model, logits, x, y):
+def reinforce(model, logits, x, y):  # bound − other_bound is r(h) − r(h′): the KL cancels
     h, other = draw(logits), draw(logits)
     bound, other_bound = model.bound(x, y, h, logits), model.bound(x, y, other, logits)
-    score = log_prob(h, logits) - log_prob(other, logits)  # the KL cancels in the difference
+    score = log_prob(h, logits) - log_prob(other, logits)
     return (bound + other_bound + silent((bound - other_bound).detach() * score)) / 2
 
 
@@ -193,7 +193,7 @@ def main(argv=None):
             with torch.no_grad():
                 bounds = [-model.elbo(x_valid, y_valid).mean().item() for model in models.values()]
             run.save(sum(bounds) / len(bounds))
-            run.curve[-1] |= dict(zip(METHODS, bounds))
+            run.curve[-1] |= dict(zip(METHODS, bounds))  # each its own, for bounds.png
             run.save_checkpoint()
     evaluate(run, models, binarise(x[:100]), y[:100], x_test, y_test)
 
@@ -207,8 +207,8 @@ def load(path="out/discrete_latents/model.pt", device="cpu", method="reinforce")
     return models[method].to(device).eval()
 
 
-# Gradients in the logits of the same ten digits, many times. How far one lies from their mean is a
-# method's noise, how far the mean lies from the truth its bias; REINFORCE's mean is the truth.
+# Gradients by the logits of the same ten digits, many times. How far one lies from their mean is a
+# method's noise; how far the mean lies from the truth, REINFORCE's mean, its bias (0.1 is chance).
 def gradients(method, model, logits, x, y, draws):  # (draws, B, latent)
     many = logits.detach().repeat(draws, 1).requires_grad_()
     bounds = method(model, many, x.repeat(draws, 1, 1, 1), y.repeat(draws))

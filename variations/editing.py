@@ -1,4 +1,4 @@
-"""Editing digits with ddpm.py: what is hidden, blurred or noisy (Wang et al. 2023, 2212.00490).
+"""Editing on ddpm.py: digits hidden, blurred or noisy (Wang et al. 2023, arXiv:2212.00490).
 
 The chapter draws digits from nothing. But whoever can draw can also mend. Its network stays as it
 is, nothing is trained; an image x_0 is sought of which only something is known.
@@ -6,35 +6,44 @@ is, nothing is trained; an image x_0 is sought of which only something is known.
 The chapter goes back from x_t in two moves: guess x̂_0, the mean of all x_0 that fit x_t; then
 draw x_s, s < t, from q(x_s | x_t, x̂_0). Two kinds of knowledge fit in.
 
-1. Sums of pixels are known, b = A x_0. Inpainting: A picks the pixels that are not hidden. Super-
-resolution: A takes the mean of each block of 7 x 7 pixels, 16 numbers. Then x̂_0 should meet
-A x = b as well. Let w_i be the variance of pixel i about x̂_0, given x_t. Were the pixels
-independent Gaussians, this would be the likeliest x (λ: a number for each condition, Lagrange's):
+1. Sums of pixels are known, b = A x_0, one for each row of the matrix A. In inpainting a row picks
+a pixel that is not hidden. In super-resolution each of 16 rows takes the mean of a block of 7 x 7
+pixels. At each step the guess should obey A x = b as well. How should it be changed for that? Let
+w_i be the variance of pixel i about the guess x̂_i, given x_t. Were the pixels independent
+Gaussians, the likeliest x would have the least Σ_i (x_i − x̂_i)² / 2w_i among all with A x = b. By
+Lagrange's method, with one more unknown for each row of A, together λ:
 
-    0 = ∂/∂x [Σ_i (x_i − x̂_i)² / 2w_i − λᵀ (A x − b)]       so x = x̂_0 + W Aᵀ λ,   W = diag(w)
-    b = A x = A x̂_0 + A W Aᵀ λ                             so λ = (A W Aᵀ)⁻¹ (b − A x̂_0)
+    0 = ∂/∂x_i [Σ_i (x_i − x̂_i)² / 2w_i − λᵀ (A x − b)]
+    0 = (x_i − x̂_i) / w_i − (Aᵀ λ)_i
+    x = x̂_0 + W Aᵀ λ                     times w_i;  W = diag(w)
+    b = A x = A x̂_0 + A W Aᵀ λ           times A;  so λ = (A W Aᵀ)⁻¹ (b − A x̂_0)
 
-Known pixels are put in their place, whatever w. To a block whose mean is wrong by δ each pixel adds
-δ w_i / mean(w). Two pixels, 0.2 and 0.6, have variances 0.1 and 0.3, and the mean should be 0.5,
-δ = 0.1 more: they become 0.25 and 0.75. And w? A pixel that is either −1 or 1 and has the mean m
-has the variance 1 − m²: sure ones stay, grey ones move. Pixels of digits are neither Gaussian nor
-independent, so the draws are not quite those of p(x_0 | b); but all meet A x = b exactly. (Where
-w = 1 this is the paper's null-space method; for pixels see Song et al. 2021, arXiv:2011.13456.)
+Known pixels take their values, hidden ones stay at x̂_i. Let the mean of a block of n pixels be δ
+too low: W Aᵀ is w_i / n and A W Aᵀ is mean(w) / n, so pixel i gains δ w_i / mean(w). Two pixels,
+0.2 and 0.6, with variances 0.1 and 0.3, should have the mean 0.5, that is δ = 0.1 more: they gain
+0.05 and 0.15 and become 0.25 and 0.75.
 
-2. The image has a noise of some strength s, v = x_0 + s ε. By equation 4, √ᾱ_t v is an x_t if
-√ᾱ_t s = √(1 − ᾱ_t). So look up the t with (1 − ᾱ_t) / ᾱ_t = s², start there and walk to 0: no
-approximation but the network's. A single pass gives m = x̂_0, the mean of all x_0 that fit v, which
-has the least square error; the walk draws one of them, x. For a pixel
+And w? A pixel that is either −1 or 1 and has the mean m has the variance 1 − m²: sure ones stay,
+grey ones move. Pixels of digits are neither Gaussian nor independent, so the draws are not quite
+those of p(x_0 | b); but all meet A x = b exactly. (With w = 1 everywhere this is the null-space
+method of the paper above; for inpainting see Song et al. 2021, arXiv:2011.13456, too.)
 
-    E (x − x_0)² = E (x − m)² + E (m − x_0)²     given v, x and x_0 are independent, of mean m
-                 = 2 E (m − x_0)²                and of one distribution
+2. The image has noise of some strength σ: v = x_0 + σ ε. By equation 4, √ᾱ_t v is an x_t if
+√ᾱ_t σ = √(1 − ᾱ_t). So look up the t with (1 − ᾱ_t) / ᾱ_t = σ², start there and walk to 0. Only
+the network and the size of the steps make this inexact. A single pass gives m = x̂_0, the mean of
+all x_0 that fit v, which has the least square error; the walk draws one of them, x. For a pixel,
+given v,
 
-So the walk's error is √2 times as large. Yet it looks like a digit, and the mean like a blur.
+    E (x − x_0)² = E (x − m)² + E (m − x_0)²     x and x_0 are independent draws of mean m
+                 = 2 E (m − x_0)²                and of one distribution, p(x_0 | v)
+
+So the walk's error is √2 = 1.41 times as large. Yet it looks like a digit, the mean like a blur.
 
 Measured on every 100th test digit with the model of a default run of ddpm.py, 24 s of one core of
 an AMD EPYC (bfloat16); root mean square errors in grey levels, 0 to 255. Super-resolution: bicubic
-61.4, one draw 70.2, the mean of five draws 52.8. Noise of 64: 3 x 3 means 32.5, one pass 14.4, the
-walk 19.1, 1.33 times as much. The noise was taken for 66.6; noises of 32 and 128 for 35.4 and 129.
+(a smooth enlargement) 61.4, one draw 70.2, the mean of five draws 52.8. Noise of σ = 64 levels:
+3 x 3 means 32.5, one pass 14.4, the walk 19.1, 1.33 times as much. σ was estimated from the image,
+as 66.6; a noise of 32 as 35.4, one of 128 as 129.
 
 Use it where the damage is known and a model of undamaged images is at hand. A draw is what may have
 been, not what was: where little is known, draws differ, and that is worth seeing.
@@ -66,7 +75,7 @@ def parse_flags(argv=None):
 def step_back(model, x, t, s, x0):
     """Draw x_s from q(x_s | x_t, x_0) for times s < t, (B,) each: equations 6 and 7 of the chapter.
 
-    There s is t − 1. A jump from s to t is one step as well, with α = ᾱ_t / ᾱ_s and β = 1 − α.
+    There s is t − 1. But the way from s to t is a step, too, with α = ᾱ_t / ᾱ_s and β = 1 − α.
     """
     alpha_bar = model.alpha_bar[t]
     before = model.alpha_bar[s]
@@ -86,17 +95,18 @@ def step_forth(model, x, s, t):
 
 def guess(model, x, t):
     """x̂_0 of x_t (B, 1, 28, 28) at times t (B,), for no class given."""
-    nobody = model.classes if model.classes > 1 else 0
-    return model.predict_x0(x, t, model.network(x, t, torch.full_like(t, nobody)))
+    no_class = model.classes if model.classes > 1 else 0  # if there is one class, it is 0
+    eps = model.network(x, t, torch.full_like(t, no_class))
+    return model.predict_x0(x, t, eps)
 
 
-# What is believed of x_0 is put into a single step and may fit the rest of x badly: half an eight,
-# half a nine. So take the step back, x_t = √α x_s + √(1 − α) ε, and go again: the network now sees
-# what was put in, and mends the rest (Lugmayr et al. 2022, arXiv:2201.09865).
+# `project` corrects the guess x̂_0 by what is known. The rest of x may not fit to that: half an
+# eight, half a nine. So undo the step, x_t = √α x_s + √(1 − α) ε, and take it again: the network
+# now sees what was put in, and mends the rest (Lugmayr et al. 2022, arXiv:2201.09865).
 @torch.no_grad()
 def walk(model, x, start, steps, project, repeats=1):
-    """From x_t (B, 1, 28, 28) at times t = start (B,) to x_0; project(x̂_0) is what is believed."""
-    shares = torch.linspace(1, 0, steps + 1) ** 2  # of the way; small steps at small t
+    """From x_t (B, 1, 28, 28) at times t = start (B,) to x_0, each guess x̂_0 corrected."""
+    shares = torch.linspace(1, 0, steps + 1) ** 2  # t / start, 1 to 0: small steps at small t
     for now, after in zip(shares.tolist(), shares[1:].tolist()):
         t = (start * now).ceil().long()
         s = (start * after).ceil().long()
@@ -147,29 +157,31 @@ def super_resolve(model, means, steps=25, repeats=4):
 
 
 # %% Noise of unknown strength
-# In a square of four pixels take a − b − c + d, halved. Where the image is plain nothing is left of
-# it, and of four noises of variance s² there is 4 s² / 4 = s². At edges there is more, but edges
-# are few, and the median hardly sees them. Half of all |ε|, ε ~ N(0, 1), are below 0.6745.
+# In a square of pixels, a b above c d, take (a − b − c + d) / 2. Where the image is plain it is 0
+# but for the noise: four noises of variance σ², each halved, add up to the variance 4 σ² / 4 = σ².
+# At edges there is more, but edges are few, and the median hardly sees them: as half of all |ε|,
+# ε ~ N(0, 1), are below 0.6745, the median of the absolute values is about 0.6745 σ.
 def noise_strength(v):
-    """An estimate of s for images v = x_0 + s ε (B, 1, 28, 28), (B,)."""
+    """An estimate of σ for images v = x_0 + σ ε (B, 1, 28, 28), (B,)."""
     kernel = torch.tensor([[0.5, -0.5], [-0.5, 0.5]], device=v.device)
     differences = F.conv2d(v, kernel[None, None]).abs().flatten(1)
     return differences.median(dim=1).values / 0.6745
 
 
-def matching_time(model, s):
-    """The t in 1..T whose noise is s (B,) in proportion to the image, (B,)."""
+def matching_time(model, sigma):
+    """The first t in 1..T whose noise, in proportion to the image, is σ (B,) or more, (B,)."""
     ratio = ((1 - model.alpha_bar) / model.alpha_bar).flatten()  # rises with t
-    return torch.searchsorted(ratio, s**2).clamp(1, model.T)
+    return torch.searchsorted(ratio, sigma**2).clamp(1, model.T)
 
 
 def remove_noise(model, v, steps=25):
-    """Of v = x_0 + s ε (B, 1, 28, 28), s unknown: the mean of x_0, and a draw of x_0."""
+    """Of v = x_0 + σ ε (B, 1, 28, 28), σ unknown: the mean of x_0, and a draw of x_0."""
     t = matching_time(model, noise_strength(v))
     x = model.alpha_bar[t].sqrt() * v
     with torch.no_grad():
         mean = guess(model, x, t)
-    return mean, walk(model, x, t, steps, lambda x0: x0)
+    draw = walk(model, x, t, steps, lambda x0: x0)  # no more is known: guesses stay as they are
+    return mean, draw
 
 
 # %% Evaluation
@@ -223,14 +235,14 @@ def main(argv=None):
         title = "digits; with noise; 3 x 3 means; one pass; the walk"
         show(f"noise_{grey_levels}.png", title, x, v, smooth, mean, draw)
     run.report(results)
-    (args.out / "curve.png").unlink()  # of no training
+    (args.out / "curve.png").unlink()  # a learning curve of no training
 
 
 # %% Notes
 # DDIM's latents, and walks between digits through them, are left for a page of their own.
 #
 # Things to break:
-# 1. In `super_resolve`, w = torch.ones_like(x0): paper around the strokes turns grey, in blocks.
+# 1. In `super_resolve`, put w = torch.ones_like(x0): paper around strokes turns grey, in blocks.
 # 2. --repeats 1: in super-resolution strokes of neighbouring blocks fit less well.
 
 

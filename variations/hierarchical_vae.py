@@ -1,56 +1,59 @@
 """Two levels of style, on vae.py: a top-down ladder (Sønderby et al. 2016, arXiv:1602.02282).
 
 The chapter draws the 20 numbers of a style each by itself. But a writer's habits leave their mark
-on many strokes, and each stroke has its chance as well. So draw habits z₂ first, then details z₁
-around a place that depends on them:
+on many strokes, and in each stroke there is chance as well. So draw habits z₂ first, then details
+z₁ around a place that depends on them:
 
     z₂ ~ p(z₂) = N(0, I)                     16 numbers, the upper level
     z₁ ~ p(z₁ | z₂) = N(μ_p, σ_p²)           32 numbers; a network computes μ_p and σ_p from z₂
     x  ~ p(x | z₁)                           the chapter's decoder
 
-All this is given the class y, here unwritten. The bound is the chapter's, with a pair for z:
+All this is given the class y, left out here. The bound is the chapter's, with a pair for z:
 
     log p(x) = log ∫∫ p(z₂) p(z₁ | z₂) p(x | z₁) dz₁ dz₂            add up what is not observed
              = log E_q[p(z₂) p(z₁ | z₂) p(x | z₁) / q(z₁, z₂ | x)]  multiply and divide by q
              ≥ E_q[log p(x | z₁) + log(p(z₁ | z₂) p(z₂) / q(z₁, z₂ | x))]       Jensen
-             = E_q[log p(x | z₁)]                                   q = q(z₂ | x) q(z₁ | z₂, x):
-               − KL(q(z₂ | x) ‖ p(z₂))                              the log of the two is a sum,
-               − E_q[KL(q(z₁ | z₂, x) ‖ p(z₁ | z₂))]                each level has its price
+             = E_q[log p(x | z₁)]                                   let q be q(z₂ | x) times
+               − KL(q(z₂ | x) ‖ p(z₂))                              q(z₁ | z₂, x): the log is a sum,
+               − E_q[KL(q(z₁ | z₂, x) ‖ p(z₁ | z₂))]                and each level has its price
 
-The lower price counts from where z₂ points: what z₂ foretells of z₁ is free there, but paid above.
+The price of z₁ counts from the forecast p(z₁ | z₂): what z₂ foretells is paid above, not there.
 
-**Top-down.** The encoder might guess z₁ from x alone. Then pixels teach z₂ nothing: it is paid for
-its forecast of z₁ only, and at first that forecast is worthless: z₂ may fall silent, and stay so.
-But what is best? Given z₂, Bayes' rule says p(z₁ | z₂, x) ∝ p(z₁ | z₂) p(x | z₁): the forecast from
-above times what the image says. Let q be such a product, with a Gaussian N(z₁; μ_x, σ_x²) that
-the encoder computes, its message, for p(x | z₁). The log of the product, for one dimension, is
+**Top-down.** The encoder might guess z₁ from x alone. Then pixels teach z₂ nothing: it can only
+lower the price of z₁ by its forecast, which at first is worthless. So z₂ may fall silent, q(z₂ | x)
+be the prior, and stay so. But what is best? By Bayes' rule, given z₂,
+p(z₁ | z₂, x) ∝ p(z₁ | z₂) p(x | z₁): the forecast from above times what the image says. Let q be
+such a product, with the encoder's message N(z₁; μ_x, σ_x²) for p(x | z₁). Its log in one dimension:
 
     −(z₁ − μ_p)² / 2σ_p² − (z₁ − μ_x)² / 2σ_x² + … = −(z₁ − μ)² / 2σ² + …     a Gaussian again
     1 / σ² = 1 / σ_p² + 1 / σ_x²                   equal factors of z₁²: precisions add up
     μ / σ² = μ_p / σ_p² + μ_x / σ_x²               equal factors of z₁
 
 Forecast N(0, 1), message N(2, 1): q = N(1, 0.5). A surer message, N(2, 1/9): q = N(1.8, 0.1). A
-message that says nothing, σ_x = ∞: q is the forecast, at no price. So sampling and inference share
-the way down from z₂ to z₁. The decoder sees what z₂ foretells wherever the image is not surer, and
-the gradient of the pixels reaches z₂ by that way from the first step on.
+message that says nothing, σ_x = ∞: q is the forecast, at no price. So to encode and to draw, one
+goes the same way down from z₂ to z₁. The decoder sees what z₂ foretells wherever the image is not
+surer, and the gradient of the pixels reaches z₂ by that way from the first step on.
 
-**Importance weighting**, --draws k (IWAE: Burda et al. 2016, arXiv:1509.00519). With the weight
-w = p(x, z₁, z₂) / q(z₁, z₂ | x), E_q[w] = p(x), also for the mean of k. So Jensen gives the bound
+**Importance weighting**, --draws k (IWAE: Burda et al. 2016, arXiv:1509.00519). A draw's weight is
+w = p(x, z₁, z₂) / q(z₁, z₂ | x). E_q[w] = p(x), also for the average of k weights: so by Jensen
 
-    log p(x) ≥ E_q[log (w_1 + … + w_k) / k]        k = 1: the ELBO
+    log p(x) ≥ E_q[log((w_1 + … + w_k) / k)]       of k draws; k = 1: the ELBO
 
 Two draws with log w = −100 and −98: the ELBO's mean is −99, the log of their mean −98.57. A bad
 draw costs little next to a good one, so q may dare more, and the bound comes closer.
 
-MNIST, one core of an AMD EPYC (bfloat16), 20,000 steps, 224 s; test digits, nats (natural
-logarithms): −ELBO 85.30, KL of z₂ 3.1, of z₁ 17.6; 500 importance samples of every 50th 82.48.
-vae.py: 85.72 and 82.78 after 351 s; in validation 88.67 after 210 s, 30,000 of its 50,000 steps,
-its rate still high, where this has 86.0. With --draws 5 3,600 steps take 113 s: 92.34 and 86.27,
-in validation 93.1, where one draw has 90.2 in that time: five do not pay in so short a training.
-After 1,500 steps of a draft z₂ said 2.4 nats (−ELBO in validation 98.8); with the message alone for
-q(z₁ | x) 0.6 (99.0); bottom-up, q(z₁ | x) q(z₂ | z₁), 3.6 (99.1): two levels live that way, too.
-In levels.png z₂ holds the form of a row, z₁ the width of the pen and some more. Use it where
-details vary around something that stays.
+MNIST, one core of an AMD EPYC (bfloat16); test digits, nats (natural logarithms). IW: of every 50th
+by 500 importance samples. Validation: −ELBO.
+
+                                    −ELBO   IW      validation
+    20,000 steps, 224 s             85.30   82.48   86.0    KL of z₂ 3.1, of z₁ 17.6
+    vae.py, 50,000 steps, 351 s     85.72   82.78   88.67 at step 30,000, 210 s, its rate still high
+    --draws 5, 3,600 steps, 113 s   92.34   86.27   93.1    one draw by then 90.2: too soon for five
+
+In a draft z₂ said 2.4 nats after 1,500 steps (−ELBO in validation 98.8), but 0.6 with the message
+alone for q(z₁ | x) (99.0), and bottom-up, by q(z₁ | x) q(z₂ | z₁), 3.6 (99.1): that works, too. In
+levels.png z₂ holds the form of a row, z₁ the width of the pen and some more. Use it where details
+vary around something that stays.
 """
 
 import argparse
@@ -86,8 +89,8 @@ def parse_flags(argv=None):
 # %% Model
 # Of the precision of q, let the message have the share g, the forecast the rest: 1 / σ_x² = g / σ²
 # and 1 / σ_p² = (1 − g) / σ². Then σ² = (1 − g) σ_p² and μ = g μ_x + (1 − g) μ_p. The encoder puts
-# out m = g μ_x and the logit s of g, a little below 1/2 at first. (With μ_x and log σ_x² instead,
-# training starts slowly: to say nothing, σ_x must become very large.)
+# out m = g μ_x and s, which gives g = sigmoid(s − 1), about 0.27 at first. (With μ_x and log σ_x²
+# instead, training starts slowly: to say nothing, σ_x must become very large.)
 def combine(m, s, prior_mean, prior_log_var):
     """Mean and log σ² of q(z₁ | z₂, x), (B, lower) each, from message and forecast."""
     share = torch.sigmoid(s - 1)
@@ -96,7 +99,7 @@ def combine(m, s, prior_mean, prior_log_var):
     return mean, log_var
 
 
-# Without checks: a loss that is no number is found, with its step, when a status line is due.
+# Distributions need not check their numbers: Run finds a loss that is NaN, and names its step.
 def gaussian(mean, log_var):
     return Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
 

@@ -1,8 +1,8 @@
 """Masked autoregressive flow on made.py: a chain is a flow (Papamakarios et al. 2017, 1705.07057).
 
-made.py draws one pixel after the other; realnvp.py bends noise into images. How are they related?
-Let MADE's numbers be real, each from a Gaussian whose mean μ_i and log standard deviation a_i come
-from the numbers before. To draw from it, stretch and move a z_i ~ N(0, 1). For two numbers:
+made.py draws one pixel after the other, a chain; realnvp.py bends noise into images, a flow. How
+are they related? Let MADE's numbers be real, each from a Gaussian whose mean μ_i and log standard
+deviation a_i it computes from those before. To draw x_i, stretch and move a z_i ~ N(0, 1). For two:
 
     x_1 = μ_1 + exp(a_1) z_1                nothing stands before x_1: μ_1 and a_1 are constants
     x_2 = μ_2(x_1) + exp(a_2(x_1)) z_2      x_1 is drawn by now
@@ -14,23 +14,23 @@ pass of MADE gives every μ_i and a_i.
     z_2 = (x_2 − μ_2(x_1)) exp(−a_2(x_1))
 
 For example, let μ_1 = a_1 = 0, μ_2 = x_1², a_2 = log 0.5. Then z = (2, 1) becomes x_1 = 2 and
-x_2 = 2² + 0.5 · 1 = 4.5, and N(0, I) a bow along x_2 = x_1². Back: z_2 = (4.5 − 4) / 0.5 = 1. The
-change of variables (realnvp.py) makes it a density:
+x_2 = 2² + 0.5 · 1 = 4.5. Many z ~ N(0, I) become a bow along x_2 = x_1². Back: z_1 = 2 and
+z_2 = (4.5 − 2²) / 0.5 = 1. By the change of variables (realnvp.py) the density is
 
     ∂z/∂x = | exp(−a_1)  0          |          z_1 does not see x_2, by MADE's masks: zeros above
             | …          exp(−a_2)  |          the diagonal. What stands at "…" does not matter:
     log |det ∂z/∂x| = −a_1 − a_2               det of a triangle is the product of its diagonal
-    log p(x) = Σ_i [log N(z_i; 0, 1) − a_i]    log p_Z(z) + log |det|
+    log p(x) = Σ_i [log N(z_i; 0, 1) − a_i]    log p_Z(z) + log |det|, with p_Z = N(0, I)
              = Σ_i log N(x_i; μ_i, exp(2a_i))  and that is MADE's product rule again
 
 What is new is that a flow may stand on a flow: let z not be N(0, I), but drawn by a second chain,
-in reverse order. By one chain, x_2 given x_1 is a Gaussian, one hill; by two it need not be. (In
-realnvp.py's coupling half of the numbers have μ = a = 0, and the others see only these.)
+in reverse order. With one chain, x_2 given x_1 is a Gaussian, one hill; with two it need not be.
+(In a coupling of realnvp.py half of the numbers have μ = a = 0; the others see only these.)
 
 Measured on MNIST, 241 seconds of training on one core of an AMD EPYC (bfloat16): test images have a
 bound of 1.531 bits/dim (bits a pixel), validation images 1.544; realnvp.py, which knows neighbours,
-1.219 after 273 seconds, and draws in one pass, not 784 a chain. On two moons one chain has 1.541
-nats (log is natural), four 1.075; their entropy is 1.00. Use it for tables: few columns, no grid.
+1.219 after 273 seconds, and draws in one pass, not 784 a chain. On `moons` one chain has 1.541 nats
+(log is natural), four 1.075; their entropy, 1.00, is the least. Use it for tables of few columns.
 """
 
 import argparse
@@ -105,13 +105,13 @@ class Chain(nn.Module):
 
 
 class MAF(nn.Module):
-    """p(x | y) of D real numbers, or with 784 of 8-bit images, of classes y (B,)."""
+    """p(x | y) of D real numbers x or, if D is 784, of 8-bit images, of classes y (B,)."""
 
     def __init__(self, hidden=784, chains=2, classes=10, D=28 * 28):
         super().__init__()
         self.classes = classes
         self.chains = nn.ModuleList(Chain(D, hidden, classes, k % 2 == 1) for k in range(chains))
-        self.register_buffer("edges", torch.linspace(1e-5, 1 - 1e-5, 257))  # main sets others
+        self.register_buffer("edges", torch.linspace(1e-5, 1 - 1e-5, 257))  # main sets level_edges
 
     def log_density(self, x, y):
         """log p(x | y) of real numbers x (B, D), exact, nats (B,)."""
@@ -129,7 +129,7 @@ class MAF(nn.Module):
         return x
 
     def log_prob(self, x, y):
-        """A draw of a bound on log P(x | y) for grey levels (B, 1, 28, 28), nats, as realnvp.py."""
+        """A draw of a bound on log P(x | y), grey levels (B, 1, 28, 28), nats, as in realnvp.py."""
         v, log_widths = dequantise(x, self.edges)
         numbers, log_slopes = logit(v)
         return self.log_density(numbers.flatten(1), y) + log_slopes + log_widths
@@ -214,7 +214,7 @@ def evaluate(run, model, x, y):
     run.report(results)
     run.picture("moons.png", panels[0].figure)
 
-    # Which x_j does z_i see? Derivatives by autograd: of a chain, of the next, of both together.
+    # Which x_j does z_i see? Those with ∂z_i/∂x_j ≠ 0: in a chain, in the next, in both together.
     h, _ = logit(dequantise(x[:1].flatten(1), model.edges)[0])
     jacobians = []
     for chain in model.chains[:2]:

@@ -2,51 +2,51 @@
 
 The chapter draws a digit row by row, one token a call of the network. Must there be an order?
 ddpm.py destroys an image by noise and learns to undo that. A token is destroyed more simply: hide
-it. At time t = 0 all T = 196 tokens are seen, at t = 1 all are masked; between, each is masked with
-probability t, on its own. The network sees what is left, x_t, and gives for masked token i
-probabilities p_i(· | x_t, y). It is not told t: which tokens are masked says nothing about what
-they are (Austin et al. 2021, arXiv:2107.03006).
+it. Each of the T = 196 tokens is masked at a time of its own, uniform between 0 and 1, and stays
+so: at time t each is masked with probability t. The network sees what is left, x_t, and gives for a
+masked token i the probabilities p_i(· | x_t, y) of its 16 values. It is not told t: which tokens
+are masked says nothing about what they are (Austin et al. 2021, arXiv:2107.03006).
 
 The bound. Go back in N steps, from t = n/N to s = (n − 1)/N. Were x known, the right step would be:
-a token masked at t stays so with probability s/t = (n − 1)/n, and is shown with probability 1/n.
-Our step is the same but must guess: it shows token i as k with probability p_i(k | x_t, y) / n. As
-in ddpm.py, −log p(x | y) is at most the sum of the KLs of the steps, mean log (right / ours). A
-seen token costs nothing. One that is masked, with p_i for p_i(x_i | x_t, y), costs
+a token masked at t was masked at s already with probability s/t = (n − 1)/n, and stays so; else
+(1/n) it is shown. Our step is the same but must guess: it shows token i as k with probability
+p_i(k | x_t, y) / n. As in ddpm.py, −log p(x | y) is at most the sum of the KLs of the steps, means
+of log (right / ours). A seen token costs nothing; a masked one, with p_i for p_i(x_i | x_t, y),
 
-    KL = (n−1)/n log 1 + 1/n log [1/n / (p_i / n)] = −1/n log p_i
+    KL = (n−1)/n log 1 + 1/n log [1/n / (p_i / n)] = −1/n log p_i      log 1: as likely to stay
 
     −log p(x | y) ≤ Σ_n 1/n E Σ_{i masked} −log p_i           all steps, all tokens; E: over masks
                   = 1/N Σ_n E [1/t Σ_{i masked} −log p_i]     1/n = 1/N · 1/t
                   → E_t E [1/t Σ_{i masked} −log p_i]         N → ∞: the mean over t ~ U(0, 1)
 
-So 1/t is the rate at which a masked token is shown. How much does a mask of m tokens weigh in this?
-It comes up with probability t^m (1 − t)^(T−m). For T = 4:
+So 1/t is the rate at which a masked token is shown. How much does one mask of m tokens weigh in all
+this? At time t it comes up with probability t^m (1 − t)^(T−m). For T = 4:
 
     masked tokens, m                                   1      2      3      4
     weight of one mask, ∫ 1/t · t^m (1 − t)^(4−m) dt   1/4    1/12   1/12   1/4
     masks of m tokens                                  4      6      4      1
     weight of all of them                              1      1/2    1/3    1/4
 
-It is 1/m, and a sum over m tokens times 1/m is their mean. So, with m uniform on 1, …, T,
+The last row is 1/m, for any T. 1/m times a sum of m terms is a mean. So, with m uniform on 1 … T,
 
     bound = Σ_m E [mean of −log p_i over the masked] = E_m E [T · mean of −log p_i over the masked]
 
 That is the loss below. Drawing one token after the other in a random order costs the same on
 average: when m are left they are any m, and the next is any of them. So the bound is the mean over
 all orders of the chapter's −log p (for T = 4 a test adds up the 24). With S calls, each draws T/S
-tokens as if they were independent. Then m is T/S, 2T/S, …, T, and the mean over these is the bound.
+tokens as if they were independent. Then m is T/S, 2T/S, …, T, and the bound is the mean over these.
 
 `python -m variations.masked_diffusion` trains for 200 s on one core of an AMD EPYC (bfloat16). Test
-images given the class (S < 196: every 5th), nats (one less: p is e times as large; ± one standard
-error); class right in 1,000 samples (S = 49: 600, S = 196: 200), says a separate classifier:
+images given the class (S < 196: every 5th); one nat less, and p is e times as large. Class right:
+a separate classifier finds the class asked for, in 1,000 samples (S = 49: in 600, S = 196: 200).
 
     calls S                                  1        4        14       49       196
-    −ELBO of what so many calls draw         131.9    95.6     89.3     88.6     86.8 ± 0.4
-    class right                              21 %     68 %     79 %     82 %     82 % ± 3
+    −ELBO, nats, of what S calls draw        131.9    95.6     89.3     88.6     86.8 ± 0.4
+    class right (± standard error)           21 %     68 %     79 %     82 %     82 % ± 3
 
 transformer_ar.py has 83.3 (validation) after 225 of its 787 s, 78.20 and 94.9 % at the end: it
-learns one order, not all. 100 digits take 6.0 s in 49 calls, 2.2 s by its cache. Use this where
-there is no order, any part may be given (inpainting.png), or calls are dear.
+learns one order, not all. 100 digits take 6.0 s in 49 calls, there 2.2 s by the cache. Use this
+where there is no order, any part may be given (inpainting.png), or calls of the network are dear.
 """
 
 import argparse
@@ -87,8 +87,8 @@ def parse_flags(argv=None):
 
 
 # %% Model
-# The order needs a position for each token. Here a convolution of stride 2 joins the 14 x 14
-# tokens, of 16 kinds or masked, to 7 x 7 positions: a step is four times as fast. All look at all,
+# An order needs a position for each token. Without one, a convolution of stride 2 joins 14 x 14
+# tokens (16 kinds, or masked) to 7 x 7 positions: a step is four times as fast. Each looks at all,
 # there is no causal mask. At the end a convolution the other way gives 16 logits for each token.
 MASK = 16  # the chapter's tokens are 0 to 15
 
@@ -124,16 +124,16 @@ class MaskedDiffusion(nn.Module):
         """A bound on log p(x | y), nats (B,), from one mask an image; `calls` divides 196."""
         tokens = to_tokens(x, 2)
         u = torch.rand(1, device=x.device) + torch.arange(len(x), device=x.device) / len(x)
-        left = (u % 1 * calls).long() + 1  # calls to go, 1 to S: all as often in a batch
-        m = left * (self.T // calls)
-        masked = torch.rand(tokens.shape, device=x.device).argsort(1) < m[:, None]  # any m
+        calls_left = (u % 1 * calls).long() + 1  # 1 to S, about as often each: u is evenly spaced
+        m = calls_left * (self.T // calls)
+        masked = torch.rand(tokens.shape, device=x.device).argsort(1) < m[:, None]  # any m tokens
         logits = self(tokens.masked_fill(masked, MASK), y)
         nll = F.cross_entropy(logits, tokens, reduction="none")  # (B, T)
         return -self.T * (nll * masked).sum(1) / m
 
     @torch.no_grad()
     def unmask(self, tokens, y, calls):
-        """Draw what is MASK in tokens (B, T), in a random order: yields them after each call."""
+        """Draw what is MASK in tokens (B, T), T/S random places a call: yields them after each."""
         turn = torch.rand(tokens.shape, device=y.device).argsort(1) * calls // self.T
         for call in range(calls):
             p = self(tokens, y).softmax(1).transpose(1, 2)  # (B, T, 16)

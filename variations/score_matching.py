@@ -1,43 +1,43 @@
 """Score matching: what ddpm.py and ebm.py have in common (Song et al. 2021, arXiv:2011.13456).
 
 ebm.py lets points roll down the slope of an energy; ddpm.py takes away the noise that it finds.
-Why do both end at digits? Because both have learnt the same thing, the score of the density p:
+Why do both end at digits? Both have learnt the same thing, the score of the data's density p:
 
-    s(x) = ∂ log p(x)/∂x    at each place x an arrow: where p grows, and how steeply
-         = −∂E(x)/∂x        if p = exp(−E) / Z: ∂ log Z/∂x = 0. A score needs no Z, no integral
+    s(x) = ∂ log p(x)/∂x    at each place x an arrow: which way log p grows, and how steeply
+         = −∂E(x)/∂x        if p = exp(−E) / Z: Z has no x in it. A score needs no integral
 
 Langevin dynamics (ebm.py) draws from p by s alone. But how is s learnt from points alone? Add
-noise: x = c + σ ε, with c a point of the data and ε ~ N(0, I). Let N stand for N(x; c, σ² I), the
-density of x given c; its derivative by x is N (c − x) / σ² = −N ε / σ. Then
+noise: x = c + σ ε, with c a point of the data and ε ~ N(0, I). Call N the density of x given c, a
+constant times exp(−‖x − c‖² / 2σ²). Its derivative by x is N (c − x) / σ² = −N ε / σ. Then
 
     p_σ(x)     = ∫ p(c) N dc                      the density of x: that of the data, blurred
-    ∂p_σ/∂x    = −∫ p(c) N ε / σ dc               under the integral only N has an x in it
-    s(x, σ)    = −∫ p(c) N / p_σ(x) · ε / σ dc    divide by p_σ: ∂ log p = ∂p / p
+    ∂p_σ/∂x    = −∫ p(c) N ε / σ dc               only N has an x in it; ε = (x − c) / σ
+    s(x, σ)    = −∫ p(c) N / p_σ(x) · ε / σ dc    the score of p_σ: ∂ log p_σ = ∂p_σ / p_σ
                = −E[ε | x] / σ                    Bayes' rule: p(c) N / p_σ(x) = p(c | x)
 
-A network ε̂(x, σ), trained to find ε by least squares, comes to give the mean, E[ε | x]: it errs
-least. So ε̂ = −σ s(x, σ): denoising score matching (Vincent 2011). ddpm.py's network has learnt a
-score, too: it finds the ε in x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε, so c = √ᾱ_t x_0 and σ = √(1 − ᾱ_t).
+Train a network ε̂(x, σ) to find ε by least squares. The guess that errs least is the mean,
+E[ε | x]. So ε̂ becomes −σ s(x, σ): denoising score matching (Vincent 2011). ddpm.py learns a score,
+too: its ε̂ finds the ε in x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε, where c = √ᾱ_t x_0 and σ = √(1 − ᾱ_t).
 
 A second way never asks for ε. Let s be a network and s* = ∂ log p/∂x what it should be, unknown:
 
-    E ½‖s − s*‖² = E ½‖s‖² − E[s · s*] + E ½‖s*‖²     E: mean over the data; the last has no s in it
+    E ½‖s − s*‖² = E ½‖s‖² − E[s · s*] + E ½‖s*‖²     E: mean over the data; no s in the last
     E[s · s*]    = ∫ p s · (∂p/∂x) / p dx             s* = ∂ log p/∂x = (∂p/∂x) / p
                  = ∫ s · ∂p/∂x dx                     p cancels: s* is gone
                  = −∫ p Σ_i ∂s_i/∂x_i dx              by parts; far away p is 0
 
-So E[½‖s‖² + tr J] must be small, with J = ∂s/∂x (Hyvärinen 2005). Try it: for data N(0, 1) and
-s = −k x it is ½ k² E[x²] − k = ½ k² − k, least at k = 1; and −x is right. For D numbers tr J takes
-D passes. But let v be D random signs: v_i v_i = 1, and v_i v_j has the mean 0. Then one pass gives
+The sum is tr J, J = ∂s/∂x: E[½‖s‖² + tr J] must be small (Hyvärinen 2005). For data N(0, 1) and
+s = −k x it is ½ k² E[x²] − k = ½ k² − k, least at k = 1, and −x is right. For D numbers tr J takes
+D passes, but J v only one. Let v be D random signs: v_i² = 1, and v_i v_j is 0 on average. Then
 
     E[vᵀ J v] = Σ_ij E[v_i v_j] J_ij = Σ_i J_ii = tr J     sliced score matching (Song et al. 2019)
 
-Here points lie in the plane, on two moons of 200 Gaussians. So density and score are known with
-any noise, and two networks, which learn in these two ways, can be compared with the truth.
-Measured, 42 seconds of training on one core of an AMD EPYC (float32), mean −log p in nats (log is
-natural): true density 1.002; ODE with the true score 0.997, as its steps are finite, by denoising
-1.035, by sliced 1.067. Of samples 0.3 to 0.5 % lie where p < 0.001; without annealing, 97 %. Use
-denoising, a fifth of the work, unless the score must be that of the data without noise.
+Here points lie in the plane, on two half circles ("moons") of 200 Gaussians. So density and score
+are known with any noise, and can be compared with a network for each way. Measured, 42 seconds of
+training on one core of an AMD EPYC (float32), mean −log p in nats (log is natural): true density
+1.002; `log_density` by the true score 0.997 (its steps are finite), by denoising 1.035, by sliced
+1.067. Of samples 0.3 to 0.5 % lie where p < 0.001, if σ falls slowly from 10; 97 % at 0.01 alone.
+Use denoising, a fifth of the work, unless the score must be that of the data without noise.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def parse_flags(argv=None):
 
 # %% Data
 def draw(n, device):
-    """Points c of the data, (n, 2), and for each a σ between 0.01 and 10, (n, 1)."""
+    """Points c of the data, (n, 2), and for each a σ from 0.01 to 10, evenly in log σ, (n, 1)."""
     which = torch.randint(200, (n,), device=device)
     c = MIDDLES.to(device)[which] + 0.1 * torch.randn(n, 2, device=device)
     return c, 10 ** (3 * torch.rand(n, 1, device=device) - 2)
@@ -123,7 +123,7 @@ def denoising_loss(model, c, sigma):
 
 
 def sliced_loss(model, c, sigma):
-    """σ² E[½‖s‖² + vᵀ J v], for the same x, with s = −ε̂ / σ."""
+    """σ² E[½‖s‖² + vᵀ J v] with s = −ε̂ / σ; the data is x, noise included, so p is p_σ."""
     x = c + sigma * torch.randn_like(c)
     v = torch.randint_like(c, 2) * 2 - 1
     eps, change = torch.func.jvp(lambda x: model(x, sigma), (x,), (v,))  # ε̂, and ∂ε̂/∂x times v
@@ -132,13 +132,13 @@ def sliced_loss(model, c, sigma):
 
 # %% Sampling
 def at_level(score, sigma):
-    """p_σ for ebm.langevin: at one σ after the other, it is annealed (Song & Ermon 2019)."""
+    """p_σ as ebm.langevin wants it. From large σ to small: annealed (Song & Ermon 2019)."""
     return SimpleNamespace(noise=sigma, slope=lambda x, y: -score(x, sigma))
 
 
-# Or undo the noise. If σ rises to σ + h, noise of variance (σ + h)² − σ² ≈ 2σh is added. As
-# counted above ebm.langevin, noise of variance w carries −w/2 ∂p/∂x = −w/2 p s points past x, as if
-# each moved by −w/2 s; here by −σh s. So the way back, from σ + h to σ, is
+# Or undo the noise. If σ rises to σ + h, noise of variance (σ + h)² − σ² ≈ 2σh is added. Above
+# ebm.langevin, noise of variance w carries −w/2 ∂p/∂x points past x. As ∂p/∂x = p s, it is as if
+# each moved by −w/2 s, here −σh s. So the way back, from σ + h to σ, is, with z ~ N(0, I),
 #     x + σh s                  an ordinary differential equation: the probability-flow ODE. But
 #     x + σh s + √(2σh) z       is a step of langevin, λ = σh, and leaves p_σ as it is. So
 #     x + 2σh s + √(2σh) z      both in one lead back as well: the reverse SDE ("stochastic").
@@ -147,7 +147,7 @@ def undo_noise(score, x, random):
     """From x (B, 2) at σ = 10 to σ = 0.01, by the reverse SDE (random) or the ODE."""
     for sigma, lower in zip(SIGMAS, SIGMAS[1:]):
         if random:
-            w = sigma**2 - lower**2  # 2σh; and lower / sigma ≈ 1 is what β̃ / β is in ddpm.py
+            w = sigma**2 - lower**2  # 2σh; (lower / sigma)² ≈ 1 is what β̃ / β is in ddpm.py
             x = x + w * score(x, sigma) + w.sqrt() * lower / sigma * torch.randn_like(x)
         else:
             x = x + sigma * (sigma - lower) * score(x, sigma)
@@ -155,19 +155,19 @@ def undo_noise(score, x, random):
 
 
 # The ODE is a flow (realnvp.py) and has a density. With u = log σ, dσ = σ du, its velocity is
-# f = −σ² s. A short step x + h f changes volumes by |det(I + h ∂f/∂x)|; multiplied out, that is
-# 1 + h tr ∂f/∂x and terms in h². So on the way to noise log p falls by ∫ tr ∂f/∂x du.
+# f = dx/du = −σ² s. A short step x + h f changes volumes by |det(I + h ∂f/∂x)|; multiplied out,
+# that is 1 + h tr ∂f/∂x and terms in h². So on the way to noise log p falls by ∫ tr ∂f/∂x du.
 def log_density(score, x):
     """log p of x (B, 2) by the ODE, exact but for the size of the steps: nats (B,)."""
     fall = 0.0
     for sigma, higher in zip(SIGMAS.flip(0), SIGMAS.flip(0)[1:]):
         h = (higher / sigma).log()
         middle = (sigma * higher).sqrt()
-        halfway = x - h / 2 * sigma**2 * score(x, sigma)  # the slope there is nearer to the mean
+        halfway = x - h / 2 * sigma**2 * score(x, sigma)  # f there is nearer to its mean
         x = x - h * middle**2 * score(halfway, middle)
         J = torch.func.jacrev(lambda x: score(x, middle).sum(0))(halfway)  # (2, B, 2)
         fall = fall - h * middle**2 * (J[0, :, 0] + J[1, :, 1])
-    return torch.distributions.Normal(0.0, SIGMAS[0]).log_prob(x).sum(1) + fall
+    return torch.distributions.Normal(0.0, SIGMAS[0]).log_prob(x).sum(1) + fall  # at σ = 10
 
 
 # %% Training

@@ -1,7 +1,8 @@
 """A transformer of text without end, on transformer_ar.py (Beltagy et al. 2020, arXiv:2004.05150).
 
-How does GPT write a text of any length? In transformer_ar.py each of 196 positions looks at all
-before it. Here it looks at the last W = 64 only, itself included: a sliding window. With W = 3:
+How does GPT write a text of any length? In transformer_ar.py each of 196 positions looks at itself
+and all before it. Here it looks at the last W = 64 only, itself included: a sliding window. A
+position t starts with the character x_t (in the chapter: x_{t−1}) and predicts x_{t+1}. With W = 3:
 
     layer 2            ·  ·  ·  ·  5          position 5 looks at 3, 4, 5
     layer 1            ·  ·  3  4  5          and 3 has looked at 1, 2, 3: so 5 hears of 1
@@ -9,13 +10,13 @@ before it. Here it looks at the last W = 64 only, itself included: a sliding win
 
 Each layer reaches W − 1 further; L = 4 layers hear of the last 1 + L (W − 1) = 253 characters. No
 position is told its place. Instead each head learns a number b_i for each distance i = t − s, which
-is added to the chapter's scores (as in T5; Raffel et al. 2020):
+is added to the chapter's scores (as in T5; Raffel et al. 2020). For s in the window of t,
 
-    o_t = Σ_s w_ts v_s      w_ts ∝ exp(q_t · k_s / √d + b_{t−s})
+    o_t = Σ_s w_ts v_s      w_ts ∝ exp(q_t · k_s / √d + b_{t−s})             ∝: scaled to a sum of 1
                                  = exp(q_t · k_s / √d) · exp(b_{t−s})     content times distance
 
-It starts as b_i = −m i, with another m for each head, from 1 to 1/64, so that some look close by
-from the first step on (Press et al. 2022). The weights exp(b_i) for i = 0, 1, 2, 3, …, 10, …, 63:
+At first b_i = −m i, with another m for each head, from 1 to 1/64, so that some look close by from
+the first step on (Press et al. 2022). The factors exp(b_i) for i = 0, 1, 2, 3, …, 10, …, 63:
 
     m = 1          1   0.37   0.14   0.05   …   0.00   …   0.00     the last two or three characters
     m = 1/64       1   0.98   0.97   0.95   …   0.86   …   0.37     the whole window
@@ -26,10 +27,10 @@ they are when the window moves on. With a learnt vector for each place in it, as
 would change and be computed anew for each character.
 
 `python -m variations.transformer_text` takes 253 seconds on one core of an AMD EPYC (bfloat16), the
-other busy. Tiny Shakespeare's last tenth, nats a character (/ ln 2: bits): 1.495; in windows of 64,
-each by itself, 1.547. On validation text 1.397, char_rnn.py in as many seconds 1.458 (2,100 of its
-5,600 steps). Halfway, after 4,000 steps, in float32 190 s (47 ms each), windows of 64 cost 1.678;
-nanoGPT's 4 layers of 128 after 240 s 1.70 to 1.79. It writes 900 characters a second, that 302.
+other busy. Nats a character (/ ln 2: bits) of tiny Shakespeare's last tenth: 1.495; in windows of
+64, each read by itself, 1.547. Validation text: 1.397; char_rnn.py in as many seconds (2,100 of its
+5,600 steps) 1.458. Halfway in float32 (4,000 steps of 47 ms, 190 s) windows of 64 cost 1.678;
+nanoGPT, 4 layers of 128, after 240 s 1.70 to 1.79. It writes 302 characters a second, ours 900.
 """
 
 import argparse
@@ -111,13 +112,13 @@ class TextTransformer(nn.Module):
         """Read on, x (B, T): logits of what comes after each, (B, T, K); the new state."""
         T = x.shape[1]
         S = state[0].shape[3] + T
-        kept = max(0, S - self.b.shape[2] + 1)  # the next character sees the last W − 1
+        first_kept = max(0, S - self.b.shape[2] + 1)  # the next character sees the last W − 1
         h = self.token(x)
         after = []
         for block, past, bias in zip(self.blocks, state, band(self.b, T, S)):
             qkv = block.queries_keys_values(h)  # (3, B, heads, T, d)
-            past_and_new = torch.cat([past.to(qkv.dtype), qkv[1:]], dim=3)
-            after.append(past_and_new[:, :, :, kept:])
+            past_and_new = torch.cat([past.to(qkv.dtype), qkv[1:]], dim=3)  # keys and values
+            after.append(past_and_new[:, :, :, first_kept:])
             k, v = past_and_new  # (B, heads, S, d) each
             scores = (qkv[0] / k.shape[3] ** 0.5) @ k.mT + bias  # (B, heads, T, S)
             h = block.add(h, scores.softmax(3).to(v.dtype) @ v)
@@ -125,7 +126,7 @@ class TextTransformer(nn.Module):
 
 
 # %% Training
-# Pieces begin anywhere, one in 20 with the start symbol. They are longer than W, as the text is.
+# Pieces begin anywhere, one in 20 with the start symbol. Their second half looks at full windows.
 def main(argv=None):
     args = parse_flags(argv)
     x, characters, source = text(args.text, args.stand_in, ids=True)
@@ -171,14 +172,13 @@ def load(path="out/transformer_text/model.pt", device="cpu"):
     return model.to(device).eval()
 
 
-# As the state is carried on, pieces give the same numbers as a whole text, which takes N² scores.
 @torch.no_grad()
 def surprise_of_book(model, x):
     """−log p of each character of a long text x (N,), exact, nats (N,)."""
     read = F.pad(x[:-1], (1, 0), value=model.start)
     state = model.empty_state(1)
     nats = []
-    for piece, to_come in zip(read.split(256), x.split(256)):
+    for piece, to_come in zip(read.split(256), x.split(256)):  # the whole at once has N² scores
         logits, state = model(piece[None], state)
         nats.append(F.cross_entropy(logits[0], to_come, reduction="none"))
     return torch.cat(nats)
@@ -222,8 +222,8 @@ def evaluate(run, model, x_test):
 
 # %% Notes
 # A draft after 170 steps, validation: 2.56 nats with rotary positions (Su et al. 2021), 2.35 with
-# b, 2.17 with token vectors of variance 1, PyTorch's own, not GPT-2's 0.02². Beyond 64 characters,
-# context hardly helps: see context.png. To break: in `forward`, kept + 1: pieces and whole differ.
+# b, 2.17 with token vectors of variance 1 (PyTorch's own), not 0.02² (GPT-2's). More context than
+# 64 characters hardly helps (context.png). To break: add 1 to first_kept; in pieces a text differs.
 
 
 if __name__ == "__main__":
