@@ -59,6 +59,8 @@ VARIATIONS = {
     "variations.hierarchical_vae": "--steps 4 --batch-size 8 --hidden 8 --lower 4 --upper 2 "
     "--save-every 2",
     "variations.pixelcnn_pp": "--steps 4 --batch-size 8 --channels 4 --layers 1 --save-every 2",
+    "variations.representations": "--steps 4 --batch-size 8 --latent 2 --draws 1 --save-every 2 "
+    "--vqvae none --ddpm none --ebm none",
 }
 TINY |= VARIATIONS
 
