@@ -45,6 +45,8 @@ VARIATIONS = {
     "variations.r3gan": "--steps 4 --batch-size 8 --channels 4 --latent 4 --game-steps 3 "
     "--save-every 2",
     "variations.flow_matching": "--steps 4 --batch-size 8 --channels 4 --save-every 2",
+    "variations.few_steps": "--steps 4 --pairs 16 --batch-size 8 --save-every 2 "
+    "--teacher='--steps 2 --batch-size 8 --channels 4 --stand-in never --device cpu'",
     "variations.transformer_text": "--steps 4 --batch-size 4 --length 16 --width 8 --layers 1 "
     "--save-every 2",
     "variations.moons": "--steps 4 --batch-size 8 --couplings 2 --save-every 2",
@@ -61,6 +63,8 @@ VARIATIONS = {
     "variations.pixelcnn_pp": "--steps 4 --batch-size 8 --channels 4 --layers 1 --save-every 2",
     "variations.representations": "--steps 4 --batch-size 8 --latent 2 --draws 1 --save-every 2 "
     "--vqvae none --ddpm none --ebm none",
+    "variations.synthetic_data": "--steps 4 --batch-size 8 --models --digits 20 --samples 20 "
+    "--repeats 2 --vae-steps 2 --save-every 2",
 }
 TINY |= VARIATIONS
 

@@ -1,47 +1,47 @@
 """Representations on vae.py: what a linear layer reads in them (Alain & Bengio 2016, 1610.01644).
 
 To draw digits, networks compute numbers f(x) from images x. What do these say? One rule for all
-models: leave the network as it is, and fit one linear layer, the probe, that names the digit:
+models: leave the network as it is, and fit one linear layer, the probe, that names the class y:
 
-    p(y | x) = softmax(W f(x) + b)       least mean of −log p(y | x) + λ/2 ‖W‖², f standardised
+    p(y | x) = softmax(W f(x) + b)       W, b: the least mean of −log p(y | x) + λ/2 ‖W‖²
 
-It cuts flat only, so what it reads lies open in f. The bar to pass is the pixels, f(x) = x. The
-loss is convex: one minimum, wherever the search begins. λ is chosen on validation digits.
+Each number of f is first standardised: mean 0, deviation 1. λ is chosen on validation digits. The
+probe cuts by planes only, so what it reads lies open in f. The bar to pass: the pixels, f(x) = x.
 
 **Nobody may tell f the answer.** The encoder of vae.py sees the class, and a probe would find it in
 μ. So the VAE here is that of --classes 1, trained in this file. vqvae.py's encoder sees no class,
-ddpm.py's network hears "no class given", and ebm.py's is cut before the layer with an output for
-each class. But these three were trained with classes, hence their *, and the loss of ebm.py even
-contains −log p(y | x): its numbers have learnt from 55,000 labels, not from drawing alone.
+ddpm.py's network is told "no class given", and ebm.py's is cut before its last layer, which has an
+output for each class. But these three were trained with classes; a * marks them. The loss of ebm.py
+even contains −log p(y | x): its numbers have learnt from 55,000 labels, not from drawing alone.
 
-**A plain autoencoder** is the VAE without noise and KL: z = μ(x), loss −log p(x | z). It rebuilds
-better, and cannot draw. Multiply μ by any c > 0, divide the decoder's first weights W by c:
+**A plain autoencoder** is the VAE without noise and KL: code z = μ(x), loss −log p(x | z). It
+rebuilds better, but cannot draw. Multiply μ by c > 0, divide the decoder's first weights A by c:
 
-    (W / c)(c μ(x)) = W μ(x)             all digits are rebuilt as before, the loss is the same
+    (A / c)(c μ(x)) = A μ(x)             all digits are rebuilt as before, the loss is the same
 
-So the loss does not say where codes lie, and N(0, I) misses them. A Gaussian fitted to them has
-their place, size and slant. But codes leave gaps, and no loss asks what a z in a gap becomes.
+So the loss does not say where codes lie, and z ~ N(0, I) misses them. A Gaussian fitted to codes
+has their place, size and slant. But codes leave gaps, and no loss asks what a z in a gap becomes.
 
-The VAE pays for where codes lie. Let q(z) be the mean of q(z | x) over images: all z that its
-decoder learns from. With E the mean over x and over z ~ q(z | x),
+The VAE pays for where codes lie. Let q(z) be the mean of q(z | x) over all images x: its decoder
+learns from z ~ q(z). With E the mean over x and over z ~ q(z | x),
 
     E_x KL(q(z | x) ‖ p(z)) = E[log q(z | x) − log p(z)]
-                            = E[log q(z | x) / q(z)] + E[log q(z) / p(z)]     subtract, add log q(z)
+                            = E[log(q(z | x) / q(z))] + E[log(q(z) / p(z))]   subtract, add log q(z)
                             = I(x; z) + KL(q(z) ‖ p(z))                       no x in the last
 
-I, the mutual information, is what z tells of x. The rest buys nothing; it is 0 if q(z) = p(z). Two
-images, z 0 or 1, p(z) = 1/2: one image at each costs log 2 = 0.69 nats, all of it I. Both at 0 cost
-0.69 as well, for nothing. So it pays to spread codes over p, and then what p draws was trained.
+I, the mutual information, is what z tells of x. The rest buys nothing; it is 0 if q(z) = p(z). Let
+z be 0 or 1 with p(z) = 1/2, for two images. One image at each z costs log 2 = 0.69 nats, all of it
+I. Both at 0 cost as much, but I is 0. So codes spread over p, and the decoder meets what p draws.
 
 160 s on one core of an AMD EPYC (bfloat16). Test digits misread, for 100 labels the mean of ten:
 
-                 pixels 784   autoencoder 20   VAE 20   vqvae* 256   ddpm* 3,136   ebm* 128 numbers
+    numbers:     pixels 784   autoencoder 20   VAE 20   vqvae* 256   ddpm* 3,136   ebm* 128
     100 labels     28.4 %        21.3           30.8      48.2         21.7         10.0
     11,000          8.2           8.6           12.4       9.9          2.7          1.5
 
-Means of five: ddpm.py untrained 34.6 and 11.2, ebm.py untrained 36.2 and 15.1, after 2,700 steps
-of --classes 1 20.4 and 3.8: who learns to draw learns to read. But vqvae.py's codes need not tell
-what its decoder is told, and the VAE fills gaps through which, perhaps, flat cuts would go. Fréchet
+Means of five: untrained, ddpm.py has 34.6 and 11.2, ebm.py 36.2 and 15.1; ebm.py after 2,700 steps
+of --classes 1 has 20.4 and 3.8: by drawing it learnt to read. But vqvae.py's decoder is told the
+class, so codes need not tell it. And the VAE closes gaps where planes could, perhaps, cut. Fréchet
 distance of 5,000 draws: VAE 33, plain 187, fitted 68. Use a probe to see what a model knows.
 """
 
@@ -130,7 +130,7 @@ def main(argv=None):
             with torch.no_grad():
                 validation = loss_of(two, binarise(x[n:]))
             run.save(validation.item())
-    evaluate(run, two, [x[:n:5], x[n:], x_test], [y[:n:5], y[n:], y_test])
+    evaluate(run, two, [x[:n:5], x[n:], x_test], [y[:n:5], y[n:], y_test])  # fit on 11,000
 
 
 # %% Evaluation
@@ -142,7 +142,7 @@ def load(path="out/representations/model.pt", device="cpu"):
     return two.to(device).eval()
 
 
-# Σ_i ε_i (z_i − mean) / √N is Gaussian, with the covariance Σ_i (z_i − mean)(z_i − mean)ᵀ / N.
+# ε ~ N(0, I): Σ_i ε_i (z_i − mean) / √N is Gaussian, covariance Σ_i (z_i − mean)(z_i − mean)ᵀ / N.
 def draw_like(codes, count):
     """Draws (count, latent) from a Gaussian with the mean and covariance of codes (N, latent)."""
     eps = torch.randn(count, len(codes), device=codes.device)
@@ -155,7 +155,7 @@ def vqvae_features(model, x):
 
 
 def ddpm_features(model, x):
-    """What the network has halfway, (B, 2C, 7, 7); no class, and the t best in validation, 150."""
+    """What the network has halfway, (B, 2C, 7, 7); no class, t = 150 (best in validation)."""
     t = torch.full_like(alike(x), 3 * model.T // 20)
     x0 = ddpm.to_pixels(x)
     x_t = model.add_noise(x0, t, torch.randn_like(x0))
@@ -190,7 +190,7 @@ def representations(two, args):
 
 
 def fit(f, y, decay):
-    """The linear layer of least loss on features f (N, F) of labels y (N,)."""
+    """The linear layer of least loss on features f (N, size), labels y (N,); the loss is convex."""
     layer = nn.Linear(f.shape[1], y.max().item() + 1, device=f.device)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
