@@ -29,8 +29,8 @@ would change and be computed anew for each character.
 `python -m variations.transformer_text` takes 253 seconds on one core of an AMD EPYC (bfloat16), the
 other busy. Nats a character (/ ln 2: bits) of tiny Shakespeare's last tenth: 1.495; in windows of
 64, each read by itself, 1.547. Validation text: 1.397; char_rnn.py in as many seconds (2,100 of its
-5,600 steps) 1.458. Halfway in float32 (4,000 steps of 47 ms, 190 s) windows of 64 cost 1.678;
-nanoGPT, 4 layers of 128, after 240 s 1.70 to 1.79. It writes 302 characters a second, ours 900.
+5,600 steps) 1.458. In float32 (5,545 steps, 232 s) windows of 64 cost 1.574; nanoGPT, 4 layers of
+128, measured beside it after 241 s 1.687. It writes 623 characters a second, this page 2,089.
 """
 
 import argparse
