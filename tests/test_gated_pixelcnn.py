@@ -18,10 +18,11 @@ def wild(channels=4, layers=2, classes=10, size=(28, 28)):
     model = gated_pixelcnn.GatedPixelCNN(channels, layers, classes)
     for weights in model.parameters():
         nn.init.normal_(weights, std=(2 / weights[0].numel()) ** 0.5)
-    nn.init.normal_(model.head[-1].weight, std=0.5)
-    model.head[-1].weight.data -= model.head[-1].weight.data.mean()
-    nn.init.zeros_(model.head[-1].bias)
-    model.place = nn.Parameter(torch.randn(channels, *size))
+    nn.init.normal_(model.head.weight, std=0.5)
+    model.head.weight.data -= model.head.weight.data.mean()
+    nn.init.zeros_(model.head.bias)
+    model.v_place = nn.Parameter(torch.randn(channels // 2, *size))
+    model.h_place = nn.Parameter(torch.randn(2 * channels, *size))
     return model
 
 
@@ -36,7 +37,7 @@ def test_a_convolution_sees_the_pixels_in_its_comment():
 
 def test_the_gate_is_a_product_with_the_numbers_of_the_opening():
     ab = torch.tensor([[2.0, 2.0], [3.0, -3.0]])  # a, b for two images side by side
-    gated = gated_pixelcnn.gate(ab.T)
+    gated = gated_pixelcnn.gate(ab.T[:, :, None, None])
     assert gated.flatten().tolist() == pytest.approx([0.92, 0.05], abs=5e-3)
 
 
@@ -98,7 +99,7 @@ def intact():
     "edit",
     [
         ("zeros=(3, 3, 3, -1)", "zeros=(3, 3, 2, 0)"),
-        ("block(v, h, one_hot)", "block(h, h, one_hot)"),
+        ("block(v, h, one_hot)", "block(v + h[:, :4], h, one_hot)"),
     ],
 )
 def test_break_what_is_hidden(edit):
@@ -108,6 +109,6 @@ def test_break_what_is_hidden(edit):
 
 @pytest.mark.slow
 def test_break_a_horizontal_stack_that_is_not_told_what_is_above():
-    blind = edited("gated_pixelcnn", ("self.h_conv(h) + to_h", "self.h_conv(h)"))
+    blind = edited("gated_pixelcnn", ("gate(found + to_h)", "gate(found)"))
     _, saved = short_run(blind, FLAGS)
     assert saved["curve"][-1]["validation"] > 1.2 * intact()[1]["curve"][-1]["validation"]
