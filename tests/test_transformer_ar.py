@@ -167,7 +167,10 @@ def test_the_picture_shows_weights_that_sum_to_one():
             assert (shown.reshape(-1)[t - 1 :] == 0).all()
 
 
-@pytest.mark.parametrize("more", ["", "--patch 1 --classes 1"])
+PIXELS = pytest.param("--patch 1 --classes 1", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("more", ["", PIXELS])
 def test_a_saved_model_samples(more):
     model, saved = short_run(transformer_ar, f"{TINY['transformer_ar']} {more}")
     assert len(saved["curve"]) == 2

@@ -111,7 +111,7 @@ def test_four_chains_fit_moons_better_than_one():
     assert nats[1] < nats[0] - 0.1
 
 
-@pytest.mark.parametrize("classes", [1, 10])
+@pytest.mark.parametrize("classes", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_gives_a_model_that_samples(classes, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(data_folder(tmp_path / "digits")))
     main("variations.maf", tmp_path, f"--classes {classes}")
