@@ -12,14 +12,14 @@ the way back, z = f(x) = (x − 1) / 2. Divide by |dx|:
 
     log p(x) = log p_Z(f(x)) + log |dz/dx|              here dz/dx = 1/2
 
-With D numbers a small box takes the place of dx. f changes its volume by the factor |det ∂z/∂x|,
-the determinant of the Jacobian, the D x D matrix of all derivatives ∂z_i / ∂x_j:
+With D numbers p_Z is N(0, I), and a small box takes the place of dx. f changes the box's volume by
+the factor |det ∂z/∂x|: the determinant of the Jacobian, the D x D matrix of all ∂z_i / ∂x_j:
 
     log p(x) = log p_Z(f(x)) + log |det ∂z/∂x|          the change of variables: exact
 
 f may be any smooth map that can be inverted: let it be learnt. But an image has D = 784 pixels, and
 a determinant costs about D³ operations. That of a triangular matrix is only the product of its
-diagonal. A coupling is built to have one. For two numbers:
+diagonal. A coupling is built to have one. For two numbers, with two functions s and t:
 
     z_1 = x_1                              the first passes
     z_2 = x_2 · exp(s(x_1)) + t(x_1)       the second is scaled and shifted, as the first says
@@ -80,13 +80,12 @@ def parse_flags(argv=None):
 
 # %% Data
 # Grey levels are whole numbers, 0 to 255. A density of them can be as high as one likes: a needle
-# at each level, and 0 between. So each level gets an interval, and a pixel of that
-# level becomes a random point in it (dequantisation). Side by side they fill (0, 1), each as wide
-# as its level is frequent: 0, white, takes 0.80 of it. (In the paper all take 1/256.)
+# at each level, and 0 between. So (0, 1) is cut into 256 intervals, each as wide as its level is
+# frequent: 0, white, takes 0.80. A pixel becomes a random point in its interval (dequantisation).
 # Let P(x | y), for an image x of whole levels, be the probability of its box: 784 intervals, of
 # widths w_i. A random point in it is v = left + w u: `left` is where the intervals begin, u is
 # uniform in (0, 1)^784. With E_u, the mean over u,
-#     0 ≥ log P(x | y) = log ∫_box p(v | y) dv                       a needle holds at most 1
+#     0 ≥ log P(x | y) = log ∫_box p(v | y) dv                       a probability is at most 1
 #                      = log E_u[p(left + w u | y) Π w_i]            dv = Π w_i du
 #                      ≥ E_u[log p(left + w u | y)] + Σ log w_i      Jensen: log mean ≥ mean log
 # Training raises the last line, with one u for E_u.
@@ -124,8 +123,8 @@ def logit(v):
 # Which half passes? A pixel is best guessed from its neighbours, so halves interlock, as on a
 # chessboard. The squeeze makes that simple: 2 x 2 pixels become one place with four channels.
 #      1  2  3  4
-#      5  6  7  8      channel 0    1  3      1    2  4      2    5  7      3    6  8
-#      9 10 11 12                   9 11          10 12          13 15          14 16
+#      5  6  7  8      channel 0:    1  3     1:    2  4     2:    5  7     3:    6  8
+#      9 10 11 12                    9 11          10 12          13 15          14 16
 #     13 14 15 16
 # Channels 0 and 3 are now the white fields of a chessboard, 0 and 1 every other row, 0 and 2 every
 # other column. A mask is 1 for channels that pass; its opposite comes next.
@@ -360,6 +359,7 @@ def evaluate(run, model, x_train, x, y):
 # Differs from the paper (bits/dim of validation images after 90 seconds, of earlier forms of this
 # file): intervals as wide as levels are frequent (1.23; all alike, EDGE = 0.0005: 1.41); one scale
 # (1.213; with 7 x 7 1.215); no batch normalisation; masks of rows and columns; |s| < 2; the class.
+# More gains nothing: 22,000 steps 1.131 on test images, class found 82.0 %; 24 couplings 1.134, 80.3.
 # Things to break:
 # 1. In `dequantise`, torch.rand_like(width) / 10: the loss falls below 0 and bounds nothing.
 # 2. In `Coupling.forward`, return 0 * s.flatten(1).sum(1): the loss is wrong, samples are noise.
