@@ -356,7 +356,7 @@ def evaluate(run, model, x_train, x, y):
 # %% Notes
 # Differs from the paper: first layers without a gate; the class by u alone; numbers for each place;
 # a narrow v; weights that decay: with Adam at 4e-3, 71 to 89 % of the tanh(a) in v ended at ±1, and
-# validation at 80.49 nats, not 79.57. Test NLL: 78.72 in 751 s of training; pixelcnn.py 78.97, 695.
+# validation at 80.49 nats, not 79.57. At equal time, 703 s (12,000 steps): 78.79; pixelcnn.py 78.97.
 # Things to break:
 # 1. v_stem with zeros=(3, 3, 2, 0) sees its own row, the pixel itself too: the loss falls to 0.
 # 2. Without "+ to_h" in `Block.forward`, h knows no class, no row above: over 1.2 times the loss.
