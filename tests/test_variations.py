@@ -73,6 +73,7 @@ sys.exit([dict(vars(chapter)) for chapter in chapters] != before)
 
 
 @every
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_a_run_leaves_what_it_promises(name, tmp_path, capsys):
     main(name, tmp_path)
