@@ -40,8 +40,8 @@ large. Lower is better.
 Sampling goes in order. The image is all zeros at first: compute p_1, draw x_1 and write it into the
 image; compute p_2, draw x_2; and so on, 784 passes.
 
-Run `python made.py`; pictures appear in out/made/. On MNIST and two cores of an AMD EPYC
-(bfloat16) it takes 206 seconds. Test images, nats: half ink, half paper 543.43 (each pixel by the
+Run `python made.py`; pictures appear in out/made/. On MNIST and one core of an AMD EPYC (bfloat16)
+it takes 300 seconds, on two 206. Test images, nats: half ink, half paper 543.43 (each pixel by the
 toss of a coin); mean pixels 205.94 (each by itself, as often ink as in training); NLL of this
 model 81.94 given the class, 84.13 without (a mean over classes, below), and 85.17 with --classes
 1. Bayes' rule classifies 97.5 % of the test images, and a separate classifier 88.0 % of 5,000

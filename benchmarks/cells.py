@@ -167,13 +167,12 @@ def published(row):
 def published_grey(row):
     """The same, and given the class, of 8-bit grey digits."""
     name = runs.chapter(row)
-    key = likelihood.CONDITIONAL[name]
-    if "importance" in row:
-        key = "8 importance samples, every 10th image, bits/dim"
     cells = {}
     for heading, run in (("class-conditional", name), ("unconditional", f"{name}-unconditional")):
-        results = runs.read(run).get("results")
-        cells[heading] = likelihood.written(name, results[key]) if results else NOT_YET
+        bits = likelihood.conditional(run)
+        if "importance" in row:
+            bits = runs.read("importance").get(run, {}).get("bits/dim")
+        cells[heading] = likelihood.written(name, bits) if bits else NOT_YET
     return cells
 
 

@@ -7,8 +7,8 @@ A run is missing if it has no file in benchmarks/results, or if its chapter has 
 comments and docstrings aside. Delete its file to train one again all the same. Each trains
 in a process of its own, into out/NAME. Its results go to benchmarks/results/NAME.json, with the
 commit, the processor, the seconds and the most memory of the process; its log to NAME.log beside
-them. Then measure.py, sampling.py and ear.py measure what is new, and tables.py, which is a command
-of its own, can write the pages.
+them. Then measure.py, importance.py, sampling.py and ear.py measure what is new, and tables.py,
+which is a command of its own, can write the pages.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def main():
             continue
         print(f"{run}: python {runs.command(run)}", flush=True)
         failed |= not train(run)
-    for script in ("measure.py", "sampling.py", "ear.py"):
+    for script in ("measure.py", "importance.py", "sampling.py", "ear.py"):
         ended = subprocess.run([sys.executable, f"benchmarks/{script}"], cwd=runs.ROOT)
         failed |= ended.returncode != 0
     sys.exit(int(failed))

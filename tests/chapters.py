@@ -33,7 +33,7 @@ TINY = {
     "gated_pixelcnn": "--steps 4 --batch-size 8 --channels 4 --layers 1 --save-every 2",
     "transformer_ar": "--steps 4 --batch-size 8 --width 8 --layers 1 --save-every 2",
     "vqvae": "--steps 4 --batch-size 8 --channels 4 --entries 8 --width 8 --save-every 2",
-    "realnvp": "--steps 4 --batch-size 8 --channels 4 --couplings 2 --save-every 2",
+    "realnvp": "--steps 4 --batch-size 8 --channels 4 --couplings 2 --blocks 1 --save-every 2",
     "ebm": "--steps 4 --batch-size 8 --channels 4 --langevin-steps 2 --sample-steps 4 "
     "--save-every 2",
 }

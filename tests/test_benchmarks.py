@@ -1,6 +1,7 @@
 """The measures of the benchmarks against closed forms, and the tables against the results."""
 
 import importlib
+import json
 import re
 import sys
 
@@ -11,6 +12,7 @@ from scipy import stats
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import cells  # noqa: E402
+import importance  # noqa: E402
 import judge  # noqa: E402
 import likelihood  # noqa: E402
 import measure  # noqa: E402
@@ -101,6 +103,20 @@ def test_each_way_to_draw_is_another_and_gives_images():
         assert all(not torch.equal(drawn[0], other) for other in drawn[1:])
 
 
+class TwoDraws:
+    """A model whose draws of p / q are 1 and 3 for one image, 5 and 5 for another."""
+
+    draws = [torch.tensor([1.0, 5.0]), torch.tensor([3.0, 5.0])]
+
+    def log_prob(self, x, y):
+        return self.draws.pop().log()
+
+
+def test_a_bound_of_several_draws_is_the_log_of_their_mean():
+    bound = importance.tighter(TwoDraws(), None, None, draws=2)
+    torch.testing.assert_close(bound, torch.tensor([2.0, 5.0]).log())
+
+
 def test_lines_of_code_leave_out_what_is_none():
     text = '"""One.\n\nTwo.\n"""\nimport os  # three\n\n# four\ndef f(x):\n    """Five."""\n'
     text += '    return (x +\n            """six\n            """)\n'
@@ -123,6 +139,17 @@ def test_what_the_mixture_gains_on_few_digits_is_carried_over_to_all(results):
     assert likelihood.marginal("pixelcnn") == 83
     assert likelihood.unconditional("pixelcnn") == 84
     assert likelihood.marginal("gan") is None and likelihood.unconditional("made") is None
+
+
+def test_the_model_of_the_results_is_known_by_its_training_losses(results):
+    runs.write("vae", {"seconds": 1.0, "curve": [{"step": 1, "training": 0.5}]})
+    folder = results / "out" / "vae"
+    folder.mkdir(parents=True)
+    assert not runs.here("vae")
+    for loss, same in ((0.5, True), (0.5000001, False)):  # trained again, in other seconds
+        metrics = {"seconds": 2.0, "curve": [{"step": 1, "training": loss}]}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        assert runs.here("vae") == same
 
 
 def test_the_table_of_seeds_has_mean_and_standard_deviation(results):

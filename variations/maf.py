@@ -45,7 +45,7 @@ from torch import nn
 import made
 from data import mnist
 from made import MaskedLinear, Run, add_common_flags, parse, positive_int
-from realnvp import dequantise, level_edges, logit
+from realnvp import dequantise, level_edges, log_normal
 
 BIT = 28 * 28 * math.log(2)  # nats in one bit for each pixel
 
@@ -111,7 +111,7 @@ class MAF(nn.Module):
         super().__init__()
         self.classes = classes
         self.chains = nn.ModuleList(Chain(D, hidden, classes, k % 2 == 1) for k in range(chains))
-        self.register_buffer("edges", torch.linspace(1e-5, 1 - 1e-5, 257))  # main sets level_edges
+        self.register_buffer("edges", level_edges(torch.arange(256)))  # main sets others
 
     def log_density(self, x, y):
         """log p(x | y) of real numbers x (B, D), exact, nats (B,)."""
@@ -119,8 +119,7 @@ class MAF(nn.Module):
         for chain in self.chains:
             x, change = chain(x, y)
             log_det = log_det + change
-        log_p_z = -0.5 * x**2 - 0.5 * math.log(2 * math.pi)  # x has become z
-        return log_p_z.sum(1) + log_det
+        return log_normal(x).sum(1) + log_det  # x has become z
 
     def draw(self, y):
         x = torch.randn(len(y), len(self.chains[0].order), device=y.device)
@@ -130,15 +129,14 @@ class MAF(nn.Module):
 
     def log_prob(self, x, y):
         """A draw of a bound on log P(x | y), grey levels (B, 1, 28, 28), nats, as in realnvp.py."""
-        v, log_widths = dequantise(x, self.edges)
-        numbers, log_slopes = logit(v)
-        return self.log_density(numbers.flatten(1), y) + log_slopes + log_widths
+        r, log_q = dequantise(x, self.edges)
+        return self.log_density(r.flatten(1), y) - log_q
 
     @torch.no_grad()
     def sample(self, y):
         """Draw images of classes y (B,), (B, 1, 28, 28) in [0, 1]."""
-        v = self.draw(y).sigmoid().view(-1, 1, 28, 28)
-        return torch.bucketize(v, self.edges[1:-1], right=True) / 255  # whose interval is hit
+        r = self.draw(y).view(-1, 1, 28, 28)
+        return torch.bucketize(r, self.edges[1:-1], right=True) / 255  # whose interval is hit
 
 
 # %% Training
@@ -215,7 +213,7 @@ def evaluate(run, model, x, y):
     run.picture("moons.png", panels[0].figure)
 
     # Which x_j does z_i see? Those with ∂z_i/∂x_j ≠ 0: in a chain, in the next, in both together.
-    h, _ = logit(dequantise(x[:1].flatten(1), model.edges)[0])
+    h, _ = dequantise(x[:1].flatten(1), model.edges)
     jacobians = []
     for chain in model.chains[:2]:
         J = torch.func.jacrev(lambda h: chain(h, y[:1])[0])(h)  # (1, 784, 1, 784)
