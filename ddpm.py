@@ -31,11 +31,11 @@ network ε̂ learns to find it; the loss is its mean square error at a random t 
 
     E ‖ε − ε̂(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t, y)‖²                                   equation 14
 
-Run `python ddpm.py`; pictures appear in out/ddpm/. On MNIST and two cores of an AMD EPYC
-(bfloat16) it takes 373 seconds. −ELBO of test images given the class: 1.343 bits/dim (bits a
+Run `python ddpm.py`; pictures appear in out/ddpm/. On MNIST and one core of an AMD EPYC (bfloat16)
+it takes 597 seconds, on two 373. −ELBO of test images given the class: 1.343 bits/dim (bits a
 pixel; b nats are b / (784 ln 2)); each pixel by itself, grey levels as often as in training:
 1.967. A separate classifier finds the class in 99.3 % of 5,000 samples by DDIM with guidance
-(Fréchet distance 2.2, see benchmarks/judge.py) and in 90.8 % of 1,000 by Algorithm 2 (4.5).
+(Fréchet distance 2.2, see benchmarks/judge.py) and in 91.0 % of 1,000 by Algorithm 2 (5.1).
 
 Good at: clear samples, stable training, being steered. Bad at: speed, a sample takes many passes.
 Read before: vae.py. Read next: ebm.py, variations/.

@@ -30,7 +30,7 @@ def gallery():
         ax = figure.add_axes((left, low, WIDTH, HEIGHT))
         ax.axis("off")
         if name == "char_rnn":
-            lines = [line[:56] for line in model.sample().strip().split("\n")[:9]]
+            lines = [line[:53] for line in model.sample().strip().split("\n")[:9]]
             text = "\n".join(lines)
             ax.text(0, 1, text, va="top", size=8, family="monospace", linespacing=1.25)
         else:

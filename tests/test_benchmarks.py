@@ -106,7 +106,8 @@ def test_each_way_to_draw_is_another_and_gives_images():
 class TwoDraws:
     """A model whose draws of p / q are 1 and 3 for one image, 5 and 5 for another."""
 
-    draws = [torch.tensor([1.0, 5.0]), torch.tensor([3.0, 5.0])]
+    def __init__(self):
+        self.draws = [torch.tensor([1.0, 5.0]), torch.tensor([3.0, 5.0])]
 
     def log_prob(self, x, y):
         return self.draws.pop().log()

@@ -95,6 +95,15 @@ def test_a_coupling_is_triangular_with_its_scales_on_the_diagonal(mask):
     assert layer(x, y)[1].item() == pytest.approx(torch.linalg.slogdet(J)[1].item(), abs=1e-5)
 
 
+@torch.no_grad()
+def test_numbers_far_out_are_scaled_and_shifted_by_no_more_than_the_bounds():
+    layer, y = wild(realnvp.Coupling([1, 0, 0, 1], 2, 3, 1, classes=5), 9.0), torch.tensor([3])
+    x = 1e4 * torch.randn(1, 4, 2, 2).double()
+    s, t = layer.s_and_t(x, y)
+    assert s.abs().max() <= 2 and 1 < t.abs().max() <= 8
+    assert torch.equal(s, layer.s_and_t(7 * x, y)[0])  # what lies beyond ±6 is seen as ±6
+
+
 def test_log_det_of_the_whole_map_is_that_of_its_jacobian():
     model, y = wild(realnvp.RealNVP(3, 6, 1, classes=2)), torch.tensor([1])
     r = torch.randn(1, 1, 28, 28).double()
@@ -128,6 +137,7 @@ def test_the_slice_of_the_comment():
 
 
 def test_points_fall_into_their_own_interval_and_log_q_is_the_density_they_are_drawn_from():
+    torch.manual_seed(0)
     x = some_levels().view(1, 1, 10, 10).expand(4000, -1, -1, -1)
     edges = realnvp.level_edges(x)
     r, _ = realnvp.dequantise(x, edges)

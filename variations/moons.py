@@ -14,7 +14,7 @@ So here, as never with digits, the density of the data is known. It is a mean ov
          ≈ 1/2 Σ_± 1/200 Σ_i N(x; ± m(t_i), σ² I)       t_i in the middle of 200 parts of [0, π]
 
 The model is log q(x) = log p_Z(f(x)) + Σ log |det|, exact: points are real numbers already, so no
-dequantisation, no logit. The loss is −log q(x), in nats (log is natural). Its mean over the data:
+dequantisation, no bells. The loss is −log q(x), in nats (log is natural). Its mean over the data:
 
     E_p[−log q(x)] = E_p[−log p(x)] + E_p[log p(x) − log q(x)]  add and subtract E_p[log p(x)]
                    = H(p)           + KL(p ‖ q)                 their names
@@ -83,7 +83,7 @@ def true_log_prob(x, parts=200):
 
 
 # %% Model
-# The coupling is realnvp.py's for two numbers and no class. With the mask (1, 0) a vertical line
+# The coupling is realnvp.py's for two numbers, no class and no bounds. With (1, 0) a vertical line
 # x_1 = c stays where it is; its points are spread by exp(s(c)) and then moved by t(c), up or down.
 # After one coupling a vertical cut of N(0, I) is a Gaussian still, with one hill; through the moons
 # it has two, and a horizontal one four. So it takes several, for columns and rows in turn.

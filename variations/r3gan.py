@@ -58,8 +58,8 @@ would leave p in the place of p + q, and D as steep as it likes where only G dra
 Measured, 1,200 steps, 128 s on one core of an AMD EPYC (bfloat16), one run each: a separate
 classifier finds the class asked for in 83.1 % of 5,000 samples; in its features the Fréchet
 distance to test digits is 18.8, recall (test digits that lie among samples) 0.68. The chapter's
-loss, all else equal: 88.7 %, 13.5, 0.71. (gan.py, 6,000 steps, 305 s on two cores: 99.3 %, 0.69,
-0.85.) Pairs gain nothing here. In escape.png 32 numbers start in one of two modes; half should
+loss, all else equal: 88.7 %, 13.5, 0.71. (gan.py, 6,000 steps, 496 s on one core: 98.9 %, 0.76,
+0.84.) Pairs gain nothing here. In escape.png 32 numbers start in one of two modes; half should
 leave. Without penalties 0 % (one by one), 6 % (for life), 0 % (anew) do; with γ = 1 50, 44, 47 %.
 There the penalties open the collapse, not the pairs. Try pairs where modes stay missing.
 """
