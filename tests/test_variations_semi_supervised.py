@@ -91,6 +91,20 @@ def test_who_learns_from_what():
     assert learns(U) == {"classifier", "encoder", "decoder"}
 
 
+def test_the_classifier_sees_digits_moved_by_up_to_two_pixels_and_without_a_fifth():
+    x = torch.zeros(500, 1, 28, 28)
+    x[:, 0, 10, 20] = 1
+    places = set()
+    for _ in range(200):
+        seen = semi.altered(x)
+        assert seen.shape == (500, 784) and set(seen.unique().tolist()) == {0, 1.25}
+        place = seen.amax(0).argmax().item()
+        assert seen.count_nonzero().item() == pytest.approx(400, abs=60)
+        assert seen[:, place].count_nonzero() == seen.count_nonzero()  # all by the same step
+        places.add((place // 28 - 10, place % 28 - 20))
+    assert {abs(step) for move in places for step in move} == {0, 1, 2}
+
+
 def test_labels_are_as_many_of_each_class_and_the_rest_keeps_none():
     y = torch.randint(9, (3000,), generator=torch.Generator().manual_seed(1)) + 1  # no class 0
     known, rest = semi.split_labels(y, 7, seed=0)
