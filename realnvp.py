@@ -172,7 +172,7 @@ class Coupling(nn.Module):
         for block in self.blocks:
             h = h + block(h)
         s, t = self.last(F.silu(h)).float().chunk(2, dim=1)  # back to float32 after bfloat16
-        s = 2 * torch.tanh(s / 2)  # between −2 and 2: no factor explodes
+        s = torch.tanh(s)  # between −1 and 1: no factor explodes
         t = 8 * torch.tanh(t / 8)  # nor does a shift
         changed = 1 - self.mask
         return changed * s, changed * t
