@@ -27,7 +27,7 @@ the levels. The rest is pixelcnn.py. Its loss, −log p(x | y), is stated in bit
 nats / (784 ln 2). One less, and a pixel's level is twice as probable.
 
 Measured on MNIST, one core of an AMD EPYC (bfloat16), others busy, given the class, exact: 1.096
-bits/dim of every fifth test image after 3,000 steps, 195 seconds (realnvp.py: a bound of 1.097; all
+bits/dim of every fifth test image after 3,000 steps, 195 seconds (realnvp.py: a bound of 1.098; all
 levels alike: 8). A separate classifier finds the class asked for in 65.3 % of 1,000 samples. A
 softmax (`--logistics 0`) after 1,200 of 3,000 steps, validation: 1.130 in 116 seconds; logistics
 then 1.140 in about 80, and 1.110 after 2,400; one run each. So step by step the softmax is slightly
