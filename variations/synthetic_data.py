@@ -33,9 +33,8 @@ Test digits misread, %, means of 3, each within 1.6: 300 real 12.7, moved 5.6, +
     alone             5.0     3.8     3.6      6.6       8.3         6.1         4.0
     + 300 real        4.7     3.9     3.7      5.5       7.3         5.4         3.9
     read otherwise    2.8     1.8     1.5     10.1       0.7         7.1         1.0
-166 s of an AMD EPYC (bfloat16), without the drawing; realnvp.py still had |s| < 2. Guidance pays
-for sure digits with rare styles. (VSehwag/minimal-diffusion, a ResNet-50: 50,000 samples 1.0.)
-First move your digits.
+166 s of an AMD EPYC, plus drawing; realnvp.py had |s| < 2. Guidance pays for sure digits with rare
+styles. (VSehwag/minimal-diffusion, a ResNet-50: 50,000 samples 1.0.) First move your digits.
 """
 
 import argparse
