@@ -83,8 +83,8 @@ def true_log_prob(x, parts=200):
 
 
 # %% Model
-# The coupling is realnvp.py's for two numbers, no class and no bounds. With (1, 0) a vertical line
-# x_1 = c stays where it is; its points are spread by exp(s(c)) and then moved by t(c), up or down.
+# The coupling is realnvp.py's for two numbers, no class; it bounds s alone. With (1, 0) a vertical
+# line x_1 = c stays where it is; its points are spread by exp(s(c)), and moved up or down by t(c).
 # After one coupling a vertical cut of N(0, I) is a Gaussian still, with one hill; through the moons
 # it has two, and a horizontal one four. So it takes several, for columns and rows in turn.
 class Coupling(nn.Module):
